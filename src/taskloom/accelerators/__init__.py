@@ -1,0 +1,7 @@
+"""Devices of one kind each."""
+
+from __future__ import annotations
+
+from taskloom.accelerators.base import Accelerator
+
+__all__ = ["Accelerator"]
