@@ -101,14 +101,15 @@ def read_gpu_runs(path: Path = GPU_RUNS) -> list[GpuRun]:
     return sorted(GpuRun(*line.split(" | ")) for line in lines if line and not line.startswith("#"))
 
 
-def read_results(path: Path = RESULTS) -> Results:
+def read_results(path: Path = RESULTS, *, partial: bool = False) -> Results:
     """Read a test run.
 
     Raises:
-        ValueError: the run left tests out, so that the page would lose rows that nobody broke.
+        ValueError: the run left tests out, so that the page would lose rows that nobody broke, and `partial` is not
+            set.
     """
     results: Results = json.loads(path.read_text(encoding="utf-8"))
-    if not results["complete"]:
+    if not (results["complete"] or partial):
         raise ValueError(f"{path.name} comes from a run that left tests out or broke off; run `make test` first")
     return results
 
@@ -219,14 +220,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "record-gpu":
         if not options.machine:
             parser.error("record-gpu needs --machine, the name that the page shows")
-        results: Results = json.loads(options.results.read_text(encoding="utf-8"))
+        results = read_results(options.results, partial=True)
         runs = record_gpu(results, options.machine, options.date, read_gpu_runs())
         comments = [line for line in GPU_RUNS.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         GPU_RUNS.write_text("\n".join([*comments, *map(str, runs)]) + "\n", encoding="utf-8")
         print(f"{len(runs)} rows are seen on a GPU; `make parity` shows them")
         return 0
 
-    page = render(read_groups(), holders(read_results(options.results)), read_gpu_runs())
+    try:
+        results = read_results(options.results)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    page = render(read_groups(), holders(results), read_gpu_runs())
     if options.command == "render":
         options.page.write_text(page, encoding="utf-8")
         print(f"{options.page.name}: {len(held_on_page(page))} of {len(row_titles())} rows are held")
