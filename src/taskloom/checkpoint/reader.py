@@ -1,0 +1,354 @@
+"""Reading a checkpoint: checked first, memory-mapped, and unable to run code.
+
+Only JSON and safetensors are parsed. Files that the manifest does not list are never opened.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from taskloom.checkpoint.index import StoredPiece, TensorIndex, index_name
+from taskloom.checkpoint.manifest import ANOTHER_ONE, MANIFEST, FileRecord, Manifest
+from taskloom.checkpoint.state import decode_state
+from taskloom.core.errors import CheckpointError, explain, nearest
+
+Kind = Literal["model", "optimizer"]
+_BLOCK = 1 << 22
+
+
+def open_checkpoint(path: str | Path, *, verify: bool = False) -> CheckpointReader:
+    """Open a checkpoint for reading.
+
+    Args:
+        path: its folder.
+        verify: read every file once and compare its hash. Without it, the sizes of all files and the hashes of the
+            JSON files are compared.
+
+    Raises:
+        CheckpointError: there is none, it is foreign, of a newer format, incomplete, truncated or changed. Names the
+        file.
+    """
+    return CheckpointReader(Path(path), verify=verify)
+
+
+def verify_checkpoint(path: str | Path) -> list[str]:
+    """Read a whole checkpoint and return what is wrong with it; an empty list if nothing is."""
+    return problems_of(Path(path), hashes=True)
+
+
+def problems_of(path: Path, *, hashes: bool) -> list[str]:
+    """Return what is wrong with a checkpoint, comparing the hashes of the tensor files too if asked."""
+    try:
+        manifest = Manifest.read(_checked_folder(path))
+    except CheckpointError as error:
+        return [str(error)]
+    problems = _file_problems(path, manifest, hashes=hashes)
+    if problems:
+        return problems
+    try:
+        with CheckpointReader(path) as reader:
+            reader.check()
+    except CheckpointError as error:
+        return [str(error)]
+    return []
+
+
+class CheckpointReader:
+    """An open checkpoint.
+
+    Tensors are memory-mapped copies-on-write: reading one loads only its pages, and writing to it never reaches the
+    file. A context manager; closing it lets go of the files, tensors that were read stay valid.
+
+    Args:
+        path: folder of the checkpoint.
+        verify: compare the hash of every file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, *, verify: bool = False) -> None:
+        self.path = _checked_folder(path)
+        self.manifest = Manifest.read(path)
+        self._open_files: dict[str, Any] = {}
+        problems = _file_problems(path, self.manifest, hashes=verify)
+        if problems:
+            raise CheckpointError(explain(" ".join(problems).rstrip("."), fix=ANOTHER_ONE))
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Tied weights: alias to the name it is stored under."""
+        return self.manifest.aliases
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """The training state, decoded."""
+        data = self._json("state.json")
+        tensors: dict[str, Tensor] = {}
+        if "state.safetensors" in self.manifest.files:
+            with _reading(self.path / "state.safetensors"):
+                file = self._file("state.safetensors")
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        state = decode_state(data, tensors, where=str(self.path / "state.json"))
+        if not isinstance(state, dict):
+            raise CheckpointError(
+                explain(f"{self.path / 'state.json'} does not hold a training state", fix=ANOTHER_ONE)
+            )
+        return state
+
+    @cached_property
+    def config(self) -> str | None:
+        """YAML text of the configuration that the run was made from."""
+        if "config.yaml" not in self.manifest.files:
+            return None
+        return self._read("config.yaml").decode(errors="replace")
+
+    def model_names(self) -> list[str]:
+        """Return the names of all parameters and buffers, aliases last."""
+        return [*self._index("model").pieces, *self.aliases]
+
+    def optimizer_names(self) -> list[str]:
+        """Return the names of all optimizer tensors, `<parameter name>.<slot>`."""
+        return list(self._index("optimizer").pieces)
+
+    def tensor(self, kind: Kind, name: str) -> Tensor:
+        """Read one whole tensor, put together from its pieces if it was saved in several.
+
+        Args:
+            kind: `model` or `optimizer`.
+            name: one of `model_names()` or `optimizer_names()`.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its file is damaged.
+        """
+        pieces = self._index(kind).pieces
+        stored = self.aliases.get(name, name) if kind == "model" else name
+        if stored not in pieces:
+            raise CheckpointError(
+                explain(
+                    f"{self.path} has no {kind} tensor {name!r}",
+                    fix=f"use one of its {len(pieces)} names.{nearest(name, pieces)}",
+                )
+            )
+        return self._assemble(kind, pieces[stored])
+
+    def model_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor) one by one; an alias yields the tensor that it is tied to."""
+        for name in self.model_names():
+            yield name, self.tensor("model", name)
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor) of the optimizer state one by one."""
+        for name in self.optimizer_names():
+            yield name, self.tensor("optimizer", name)
+
+    def check(self) -> None:
+        """Check what sizes and hashes cannot show: that indexes, headers and state fit together.
+
+        Raises:
+            CheckpointError: they do not.
+        """
+        kinds: tuple[Kind, ...] = ("model",) if self.manifest.weights_only else ("model", "optimizer")
+        for kind in kinds:
+            for pieces in self._index(kind).pieces.values():
+                for piece in pieces:
+                    self._check_shape(kind, piece)
+        for alias, name in self.aliases.items():
+            if name not in self._index("model").pieces:
+                raise CheckpointError(
+                    explain(f"{self.path / MANIFEST} ties {alias!r} to {name!r}, which is not stored", fix=ANOTHER_ONE)
+                )
+        _ = self.state, self.config
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._open_files.clear()
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _assemble(self, kind: Kind, pieces: Sequence[StoredPiece]) -> Tensor:
+        for piece in pieces:
+            self._check_shape(kind, piece)
+        parts = [self._part(kind, piece) for piece in pieces]
+        first = pieces[0].region
+        if first is None:
+            return parts[0]
+        if any(part.dtype != parts[0].dtype for part in parts):
+            raise CheckpointError(
+                explain(f"{self.path} holds pieces of different dtypes of {pieces[0].key!r}", fix=ANOTHER_ONE)
+            )
+        with _reading(self.path / kind):
+            whole = torch.empty(first.global_shape, dtype=parts[0].dtype)
+            for piece, part in zip(pieces, parts, strict=True):
+                if piece.region is not None:
+                    (whole.view(-1) if piece.region.flat else whole)[piece.region.slices] = part
+        return whole
+
+    def _part(self, kind: Kind, piece: StoredPiece) -> Tensor:
+        name = f"{kind}/{piece.file}"
+        with _reading(self.path / name):
+            part: Tensor = self._file(name).get_tensor(piece.key)
+        return part
+
+    def _check_shape(self, kind: Kind, piece: StoredPiece) -> None:
+        name = f"{kind}/{piece.file}"
+        with _reading(self.path / name):
+            shape = tuple(self._file(name).get_slice(piece.key).get_shape())
+        if piece.region is not None and piece.region.shape != shape:
+            raise CheckpointError(
+                explain(
+                    f"{self.path / name} holds {piece.key!r} in the shape {shape}, the index says {piece.region.shape}",
+                    fix=ANOTHER_ONE,
+                )
+            )
+
+    def _index(self, kind: Kind) -> TensorIndex:
+        return self._model_index if kind == "model" else self._optimizer_index
+
+    @cached_property
+    def _model_index(self) -> TensorIndex:
+        return self._read_index("model")
+
+    @cached_property
+    def _optimizer_index(self) -> TensorIndex:
+        if self.manifest.weights_only:
+            raise CheckpointError(
+                explain(
+                    f"{self.path} was saved with weights_only=True and has no optimizer state",
+                    fix="resume from a full checkpoint",
+                )
+            )
+        return self._read_index("optimizer")
+
+    def _read_index(self, kind: Kind) -> TensorIndex:
+        name = f"{kind}/{index_name(kind)}"
+        try:
+            return TensorIndex.from_json(self._json(name))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                explain(f"{self.path / name} is not what was written", got=str(error), fix=ANOTHER_ONE)
+            ) from error
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads(self._read(name))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(
+                explain(f"{self.path / name} is not JSON", got=str(error), fix=ANOTHER_ONE)
+            ) from error
+
+    def _read(self, name: str) -> bytes:
+        """Read a listed file that is small enough to be hashed every time."""
+        record = self._record(name)
+        with _reading(self.path / name):
+            data = (self.path / name).read_bytes()
+        if xxhash.xxh3_64_hexdigest(data) != record.xxh3_64:
+            raise CheckpointError(explain(_changed(self.path / name), fix=ANOTHER_ONE))
+        return data
+
+    def _record(self, name: str) -> FileRecord:
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise CheckpointError(
+                explain(f"{self.path / MANIFEST} does not list {name}, which the checkpoint needs", fix=ANOTHER_ONE)
+            )
+        return record
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open_files:
+            self._record(name)
+            self._open_files[name] = safe_open(self.path / name, framework="pt", device="cpu")
+        return self._open_files[name]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn the errors of the operating system, safetensors and torch into one that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(explain(f"{path} cannot be read", got=str(error), fix=ANOTHER_ONE)) from error
+
+
+def _checked_folder(path: Path) -> Path:
+    """Return the path if a manifest is there, or say what is there instead."""
+    if (path / MANIFEST).is_file():
+        return path
+    if path.is_file():
+        raise CheckpointError(
+            explain(
+                f"{path} is a file, and a checkpoint is a folder",
+                why="taskloom unpickles nothing, so a .ckpt or .pt file of another framework cannot be opened",
+                fix="pass the folder of a taskloom checkpoint, or load the weights of that file in your own code",
+            )
+        )
+    if not path.is_dir():
+        found = sorted(child.name for child in path.parent.glob("*") if (child / MANIFEST).is_file())
+        there = f"beside it there is {', '.join(found)}" if found else "pass the folder of an existing checkpoint"
+        raise CheckpointError(explain(f"There is no checkpoint at {path}", fix=there))
+    inside = sorted(child.name for child in path.iterdir() if (child / MANIFEST).is_file())
+    if inside:
+        raise CheckpointError(
+            explain(
+                f"{path} is a folder of checkpoints", fix=f"pass one of them, {', '.join(inside)}, or ckpt_path='last'"
+            )
+        )
+    raise CheckpointError(
+        explain(
+            f"{path} is not a checkpoint: it has no {MANIFEST}",
+            why="it was written by something else, or its manifest, which is written last, is gone",
+            fix="pass the folder of a taskloom checkpoint",
+        )
+    )
+
+
+def _file_problems(path: Path, manifest: Manifest, *, hashes: bool) -> list[str]:
+    problems = []
+    for name, record in manifest.files.items():
+        file = path / name
+        try:
+            found = file.stat()
+            size = found.st_size
+            if not stat.S_ISREG(found.st_mode):
+                problems.append(f"{file} is no regular file.")
+            elif size != record.bytes:
+                what = "is truncated" if size < record.bytes else "has grown"
+                problems.append(f"{file} {what}: it has {size} bytes, the manifest says {record.bytes}.")
+            elif hashes and _hash(file) != record.xxh3_64:
+                problems.append(f"{_changed(file)}.")
+        except OSError as error:
+            problems.append(f"{file} is missing or unreadable ({error}).")
+    return problems
+
+
+def _changed(file: Path) -> str:
+    return f"{file} was damaged or changed: its xxh3-64 hash is not the manifest's"
+
+
+def _hash(file: Path) -> str:
+    digest = xxhash.xxh3_64()
+    block = memoryview(bytearray(_BLOCK))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()

@@ -1,0 +1,227 @@
+"""Writing a checkpoint so that it is there whole or not at all.
+
+Everything is staged in a hidden folder beside the target, on the same file system. The manifest is written last, after
+every other file (and, with `fsync`, after the disk has confirmed them); the staged folder is read back and verified;
+only then is it renamed to its final name. A process killed at any point leaves the earlier checkpoints as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+import xxhash
+
+from taskloom.checkpoint.files import move_into_place, remove_tree, sync_folder, to_json, write_file
+from taskloom.checkpoint.index import TensorIndex, index_name, stored_key
+from taskloom.checkpoint.manifest import MANIFEST, FileRecord, Manifest
+from taskloom.checkpoint.reader import problems_of
+from taskloom.checkpoint.shard import Shard, without_aliases
+from taskloom.checkpoint.state import EncodedState, encode_state
+from taskloom.checkpoint.tensor_file import write_tensor_file
+from taskloom.core.errors import CheckpointError, explain
+
+LARGEST_FILE = 5_000_000_000
+"""Bytes of tensors that go into one file, as Transformers cuts them; a larger tensor has a file of its own."""
+
+KEPT_WITH_WEIGHTS = ("hyper_parameters", "datamodule_hyper_parameters")
+"""The entries of `CheckpointContent.state` that a weights-only checkpoint keeps, so that its classes can be rebuilt."""
+
+
+@dataclass
+class CheckpointContent:
+    """What goes into a checkpoint.
+
+    Args:
+        model: pieces of parameters and buffers.
+        optimizer: pieces of optimizer state, named `<parameter name>.<slot>`.
+        state: everything else, as nested data (see `encode_state`).
+        config: YAML text of the resolved configuration.
+        metrics: name to (value, step it was measured at).
+        step: optimizer steps done.
+        epoch: epochs done.
+        run_id: the run that writes.
+        aliases: tied weights, alias to stored name; see `find_aliases`. Pieces of aliases may be among `model`.
+        save_id: identifies this content, so that policies which save it at the same step share one checkpoint.
+    """
+
+    model: Iterable[Shard]
+    optimizer: Iterable[Shard] = ()
+    state: dict[str, object] = field(default_factory=dict)
+    config: str | None = None
+    metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
+    step: int = 0
+    epoch: int = 0
+    run_id: str = ""
+    aliases: dict[str, str] = field(default_factory=dict)
+    save_id: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def __post_init__(self) -> None:
+        self.model, self.optimizer = list(self.model), list(self.optimizer)  # several policies may read them
+
+
+def write_checkpoint(
+    target: str | Path,
+    content: CheckpointContent,
+    *,
+    fsync: bool = True,
+    weights_only: bool = False,
+    largest_file: int = LARGEST_FILE,
+) -> Manifest:
+    """Write a checkpoint, verify it and put it in place.
+
+    Args:
+        target: folder to make. An older checkpoint there is replaced once the new one has verified; anything else is
+            refused.
+        content: what to save. Tensors are read as they are; nothing may change them until this returns.
+        fsync: have the disk confirm everything, so that a power cut cannot lose it either. Without it, only a crash of
+            the process is survived.
+        weights_only: leave out the optimizer and the training state, all but the hyper-parameters.
+        largest_file: bytes of tensors per file.
+
+    Raises:
+        CheckpointError: a value is not data, a tensor cannot be stored, the folder cannot be written, or the disk is
+        full.
+            What was at `target` is untouched.
+    """
+    target = Path(target).absolute()
+    _check_target(target)
+    kept = {name: value for name, value in content.state.items() if not weights_only or name in KEPT_WITH_WEIGHTS}
+    state = encode_state(kept)
+    shards = {"model": without_aliases(content.model, content.aliases)}
+    if not weights_only:
+        shards["optimizer"] = list(content.optimizer)
+    plans = {kind: _plan(kind, pieces, largest_file) for kind, pieces in shards.items()}
+    staged = hidden(target, "writing", content.run_id)
+    with _cleaned_up(staged, target):
+        remove_tree(staged)  # left by a run of this id that was killed
+        staged.mkdir(parents=True)
+        files = _write_files(staged, plans, state, content.config, fsync=fsync)
+        manifest = Manifest(
+            run_id=content.run_id,
+            save_id=content.save_id,
+            saved_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            step=content.step,
+            epoch=content.epoch,
+            weights_only=weights_only,
+            metrics={name: (float(value), int(step)) for name, (value, step) in content.metrics.items()},
+            aliases=dict(content.aliases),
+            files=files,
+        )
+        write_file(staged / MANIFEST, to_json(manifest.to_json()), fsync=fsync)
+        if fsync:
+            sync_folder(staged)
+        problems = problems_of(staged, hashes=True)
+        if problems:
+            raise CheckpointError(
+                explain(
+                    f"{target} was not saved: what was written does not read back ({problems[0]})",
+                    fix="check the disk; the earlier checkpoint is untouched",
+                )
+            )
+        move_into_place(staged, target, hidden(target, "replaced", content.run_id), fsync=fsync)
+    return manifest
+
+
+def hidden(target: Path, purpose: str, run_id: str) -> Path:
+    """Return the hidden sibling of a checkpoint that a run uses while `writing`, for one `replaced`, or `deleting`."""
+    return target.with_name(f".{target.name}.{purpose}-{xxhash.xxh3_64_hexdigest(run_id.encode())[:8]}")
+
+
+def _check_target(target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise CheckpointError(
+            explain(f"{target} exists and is not a checkpoint folder", fix="choose another path, or remove it")
+        )
+    if target.is_dir() and any(target.iterdir()):
+        try:
+            Manifest.read(target)
+        except CheckpointError as error:
+            raise CheckpointError(
+                explain(
+                    f"{target} exists and is not a checkpoint that may be replaced",
+                    why=str(error),
+                    fix="choose another path, or empty the folder",
+                )
+            ) from error
+
+
+def _plan(kind: str, shards: list[Shard], largest_file: int) -> dict[str, list[Shard]]:
+    """Assign shards to files, in order, and check that they make up whole tensors."""
+    groups: list[list[Shard]] = []
+    dtypes: dict[str, torch.dtype] = {}
+    size = largest_file + 1
+    for shard in shards:
+        if shard.tensor.numel() == 0 and not shard.region.is_whole:
+            continue  # a rank that owns nothing of this tensor
+        if size + shard.nbytes > largest_file:
+            groups.append([])
+            size = 0
+        if dtypes.setdefault(shard.name, shard.tensor.dtype) != shard.tensor.dtype:
+            raise CheckpointError(
+                explain(f"The pieces of {shard.name!r} have different dtypes", fix="convert them to one")
+            )
+        groups[-1].append(shard)
+        size += shard.nbytes
+    files = {f"{kind}-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, 1)}
+    try:
+        TensorIndex.of(files)
+    except ValueError as error:
+        raise CheckpointError(
+            explain(
+                f"The {kind} cannot be saved: {error}",
+                fix="give every tensor once, whole or in pieces that make it up exactly",
+            )
+        ) from error
+    return files
+
+
+def _write_files(
+    staged: Path, plans: Mapping[str, dict[str, list[Shard]]], state: EncodedState, config: str | None, *, fsync: bool
+) -> dict[str, FileRecord]:
+    """Write everything but the manifest; return the records by path."""
+    records: dict[str, FileRecord] = {}
+    for kind, files in plans.items():
+        folder = staged / kind
+        folder.mkdir()
+        for name, shards in files.items():
+            tensors = {stored_key(shard): shard.tensor for shard in shards}
+            records[f"{kind}/{name}"] = write_tensor_file(folder / name, tensors, fsync=fsync)
+        total_size = sum(shard.nbytes for shards in files.values() for shard in shards)
+        index = to_json(TensorIndex.of(files).to_json(total_size))
+        records[f"{kind}/{index_name(kind)}"] = write_file(folder / index_name(kind), index, fsync=fsync)
+        if fsync:
+            sync_folder(folder)
+    records["state.json"] = write_file(staged / "state.json", to_json(state.data, indent=None), fsync=fsync)
+    if state.tensors:
+        records["state.safetensors"] = write_tensor_file(staged / "state.safetensors", state.tensors, fsync=fsync)
+    if config is not None:
+        records["config.yaml"] = write_file(staged / "config.yaml", config.encode(), fsync=fsync)
+    return records
+
+
+@contextlib.contextmanager
+def _cleaned_up(staged: Path, target: Path) -> Iterator[None]:
+    """Remove the staged folder when a save fails, and say why it failed."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            remove_tree(staged)
+        if isinstance(error, OSError):
+            raise CheckpointError(_disk_problem(target, error)) from error
+        raise
+
+
+def _disk_problem(target: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = f"free space on the file system of {target.parent}, or keep fewer checkpoints (save_top_k, keep_last)"
+    else:
+        fix = f"make {target.parent} a folder that this user can write to, or choose another with run_dir"
+    return explain(f"{target} could not be written; earlier checkpoints are untouched", got=str(error), fix=fix)
