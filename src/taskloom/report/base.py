@@ -25,7 +25,7 @@ Metrics = Mapping[str, SupportsFloat]
 
 
 def epoch_title(epoch: int, epochs: int | None = None) -> str:
-    """Return what an epoch is called on screen; `epoch` counts from 0, `epochs` is how many there will be, if that is known."""
+    """Return what an epoch is called on screen; `epoch` counts from 0, `epochs` is how many there will be, or None."""
     return f"epoch {epoch + 1}/{epochs}" if epochs and epochs > 0 else f"epoch {epoch + 1}"
 
 
@@ -60,6 +60,10 @@ class Stage:
             self.rate = latest if not self.rate else 0.7 * self.rate + 0.3 * latest
             self._seen = (now, done)
 
+    def pause(self, seconds: float) -> None:
+        """Leave out `seconds`, in which something within it ran, from the rate."""
+        self._seen = (self._seen[0] + seconds, self._seen[1])
+
     @property
     def remaining(self) -> float | None:
         """Seconds to go, None when that cannot be said."""
@@ -71,8 +75,8 @@ class Stage:
 class ProgressReporter(ABC):
     """Shows how far a run has come. Only rank 0 has one that draws; the others have `SilentReporter`.
 
-    Public methods keep the books, underscore methods draw. `metrics` are plain numbers that were read at the last flush: no
-    reporter ever reads from a device.
+    Public methods keep the books, underscore methods draw. `metrics` are plain numbers that were read at the last
+    flush: no reporter ever reads from a device.
 
     Args:
         interval: seconds between two refreshes; `inf` for never.
@@ -125,7 +129,9 @@ class ProgressReporter(ABC):
             now = self._clock()
             self._stages[-1].update(now, done)
             self._finish(self._stages, now, metrics)
-            self._stages.pop()
+            finished = self._stages.pop()
+            for outer in self._stages:
+                outer.pause(now - finished.started)
 
     @final
     def message(self, text: str) -> None:
@@ -134,7 +140,7 @@ class ProgressReporter(ABC):
 
     @final
     def close(self) -> None:
-        """Leave the terminal as it was found, after an exception or Ctrl-C too; harmless when called twice. May be started again."""
+        """Leave the terminal as it was found, after an exception too; harmless when called twice. May start again."""
         self._close()
         self._stages.clear()
         self.next_refresh = math.inf
