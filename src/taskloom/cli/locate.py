@@ -1,0 +1,161 @@
+"""From the text that names a class to the class, with an account of what went wrong on the way.
+
+A missing module, a missing attribute and a module that raises while it is imported are different mistakes with different
+remedies, so they are told apart.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from taskloom.core.errors import explain, nearest
+
+
+class ClassNotFound(Exception):
+    """Why a name led to no class; the text is ready to be shown."""
+
+
+@contextmanager
+def importable(folders: Iterable[str | Path]) -> Iterator[None]:
+    """Put folders in front of `sys.path`, as Python does with the folder of a script, until the block ends.
+
+    The working folder and the folders of configuration files come here, so `--task my_task.MyTask` works beside `my_task.py`
+    without an installation. Modules stay imported afterwards; only the search path is restored.
+    """
+    before = list(sys.path)
+    wanted = list(dict.fromkeys(str(Path(folder).resolve()) for folder in folders))
+    sys.path[:] = [*wanted, *(entry for entry in before if entry not in wanted)]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        added = [entry for entry in sys.path if entry not in wanted and entry not in before]
+        sys.path[:] = [*added, *before]
+
+
+def locate(name: str, bases: Sequence[type]) -> type:
+    """Return the class that `name` stands for.
+
+    Args:
+        name: an import path, or the bare name of a class that is imported already and unique among the subclasses of `bases`.
+        bases: what it should derive from; used to find bare names, not checked here.
+
+    Raises:
+        ClassNotFound: there is no such class; the text says why.
+    """
+    if "." not in name:
+        return _by_bare_name(name, bases)
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise ClassNotFound(explain("This is not an import path", got=name, fix="write module.Class, without file endings or slashes"))
+    for length in range(len(parts) - 1, 0, -1):
+        module = _module(".".join(parts[:length]), name)
+        if module is not None:
+            return _attribute(module, parts[length:], name)
+    raise ClassNotFound(_no_module(parts[0], name))
+
+
+def subclasses(bases: Sequence[type]) -> list[type]:
+    """Return every imported class below `bases` that can be named on a command line, `bases` included."""
+    found: dict[type, None] = {}
+    waiting = list(bases)
+    while waiting:
+        kind = waiting.pop(0)
+        if kind not in found:
+            found[kind] = None
+            waiting.extend(type.__subclasses__(kind))
+    return [kind for kind in found if "<locals>" not in kind.__qualname__ and not kind.__name__.startswith("_")]
+
+
+def import_path(kind: type) -> str:
+    """Return the path that imports a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _by_bare_name(name: str, bases: Sequence[type]) -> type:
+    known = subclasses(bases)
+    named = [kind for kind in known if kind.__name__ == name]
+    if len(named) == 1:
+        return named[0]
+    kinds = " or ".join(base.__name__ for base in bases)
+    if named:
+        raise ClassNotFound(explain(f"Several imported classes have this name: {', '.join(import_path(kind) for kind in named)}", got=name, fix="write the import path of one of them"))
+    raise ClassNotFound(explain(f"No imported subclass of {kinds} has this name", got=name, fix=f"write its import path, module.{name}") + nearest(name, [kind.__name__ for kind in known]))
+
+
+def _module(path: str, name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (path == error.name or path.startswith(error.name + ".")):
+            return None
+        raise ClassNotFound(_module_raised(path, name, error)) from error
+    except Exception as error:  # a module may raise anything while it runs
+        raise ClassNotFound(_module_raised(path, name, error)) from error
+
+
+def _attribute(module: ModuleType, names: Sequence[str], path: str) -> type:
+    owner: object = module
+    for attribute in names:
+        members = dict(inspect.getmembers_static(owner)) if sys.version_info >= (3, 11) else dict(inspect.getmembers(owner))
+        if attribute not in members and not _lazy(owner, attribute):
+            classes = [key for key, value in members.items() if inspect.isclass(value) and value.__module__ == module.__name__]
+            where = f"The module {module.__name__!r}" if owner is module else f"The class {owner!r}"
+            listed = f"it has {', '.join(classes)}" if 0 < len(classes) <= 8 else ""
+            raise ClassNotFound(explain(f"{where} ({_file(module)}) has no {attribute!r}", got=path, why=listed, fix="correct the name") + nearest(attribute, classes))
+        owner = getattr(owner, attribute)
+    if not inspect.isclass(owner):
+        raise ClassNotFound(explain("The import path leads to something that is no class", got=path, why=f"it is a {type(owner).__name__}", fix="name a class"))
+    return owner
+
+
+def _lazy(owner: object, attribute: str) -> bool:
+    """Whether a module's own `__getattr__` (PEP 562) gives the attribute."""
+    try:
+        getattr(owner, attribute)
+    except AttributeError:
+        return False
+    return True
+
+
+def _file(module: ModuleType) -> str:
+    return _short(module.__file__) if module.__file__ else "built in"
+
+
+def _short(path: str) -> str:
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _no_module(top: str, name: str) -> str:
+    folders = [entry for entry in sys.path if entry and Path(entry).is_dir() and "site-packages" not in entry and "lib/python" not in entry]
+    near: list[str] = []
+    for folder in folders:
+        near += [path.stem for path in Path(folder).glob("*.py")] + [path.parent.name for path in Path(folder).glob("*/__init__.py")]
+    what = explain(
+        f"There is no module {top!r}",
+        got=name,
+        why="neither the working folder, nor a configuration's folder, nor an installed package has it",
+        fix="correct the name, or install the package",
+    )
+    return what + nearest(top, near)
+
+
+def _module_raised(path: str, name: str, error: Exception) -> str:
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{_short(error.filename)}:{error.lineno}"
+    else:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen") and "importlib" not in frame.filename]
+        own = [frame for frame in frames if Path(frame.filename).resolve() != Path(__file__).resolve()]
+        where = f"{_short(own[-1].filename)}:{own[-1].lineno}" if own else path
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return explain(f"The module {path!r} exists, but raised an error while it was imported", got=name, why=f"{type(error).__name__} at {where}: {text}", fix="run python on that file, or correct it")

@@ -1,0 +1,45 @@
+"""The configuration that a checkpoint was made with, as the lowest layer: `task test --ckpt_path X` needs no other argument."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from taskloom.cli.command_line import CommandLine
+from taskloom.cli.layers import config_files
+from taskloom.cli.tree import Node, find, plain, walk
+from taskloom.cli.yaml_file import read_file
+from taskloom.core.errors import ConfigError
+
+_FILE = "config.yaml"
+
+
+def checkpoint_layer(line: CommandLine, environment: Mapping[str, str], stage: str, problems: list[str]) -> Node | None:
+    """Return the configuration beside the checkpoint that `--ckpt_path` names, if there is one.
+
+    For `fit` it is used only when no configuration file is given: training goes on with what the file says, and an old
+    list of callbacks must not come back.
+    """
+    if stage == "fit" and config_files(line, environment):
+        return None
+    named = [node for tree in line.layers for node in [find(tree, "ckpt_path")] if node is not None]
+    text = plain(named[-1]) if named else environment.get("TASKLOOM_CKPT_PATH")
+    path = Path(str(text)) / _FILE
+    if text is None or not path.is_file():
+        return None
+    try:
+        return read_file(str(path))
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def print_changes(saved: Node, tree: Node) -> None:
+    """Say on stderr which values differ from those that the checkpoint was made with."""
+    for key, node in walk(tree):
+        if node.is_mapping or node.is_list or node.source.startswith("link "):
+            continue
+        before = find(saved, key)
+        if before is not None and before.source != node.source and str(plain(before)) != str(plain(node)):
+            print(f"{key}: {plain(before)!r} in the checkpoint, now {plain(node)!r} ({node.source})", file=sys.stderr)

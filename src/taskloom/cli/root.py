@@ -1,0 +1,181 @@
+"""The keys of a stage configuration and the jsonargparse parser that stands for them.
+
+`Trainer`'s parameters are root keys; `task`, `data`, `optimizer` and `lr_scheduler` hold classes. The parser is the authority on types,
+defaults, help and instantiation; the table of parameters beside it lets the other parts name keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from jsonargparse import ArgumentParser
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from taskloom.cli.layers import PREFIX
+from taskloom.cli.locate import ClassNotFound, import_path, locate
+from taskloom.cli.schema import UNTYPED, Parameter, add_class, branches, built_class, is_options, item_type, parameters
+from taskloom.cli.tree import CLASS_PATH, Node, class_arguments, class_name, find, node_of, split_key
+from taskloom.core.data import DataModule
+from taskloom.core.errors import ABSENT
+from taskloom.core.task import TaskModule
+from taskloom.optim.registry import OPTIMIZERS, SCHEDULERS
+from taskloom.trainer import Trainer
+
+_EPILOG = (
+    f"Every key may stand in a configuration file, in an environment variable ({PREFIX}MAX_EPOCHS, {PREFIX}TASK__LR), or on the command line. "
+    "Defaults < files in order < environment < flags. A list grows with --callbacks+ CLASS and shrinks with --callbacks- CLASS; "
+    "${key} takes the value of another key."
+)
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+@dataclass
+class Root:
+    """What may stand at the top of a configuration.
+
+    Args:
+        task: the task's class, or the base of the classes that may be chosen.
+        data: the same for the data.
+        choose_task: whether `--task CLASS` chooses a subclass.
+        choose_data: whether `--data CLASS` chooses a subclass.
+        extra: parameters that a stage or a project adds.
+        extra_help: what they are for, by name.
+    """
+
+    task: type = TaskModule
+    data: type | None = DataModule
+    choose_task: bool = True
+    choose_data: bool = True
+    extra: dict[str, Parameter] = field(default_factory=dict)
+    extra_help: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parameters: dict[str, Parameter] = {
+            **parameters(Trainer),
+            "task": Parameter("task", self.task, ABSENT),
+            **({"data": Parameter("data", Optional[self.data], None)} if self.data else {}),
+            "optimizer": Parameter("optimizer", Optional[OptimizerFactory], None),
+            "lr_scheduler": Parameter("lr_scheduler", Optional[SchedulerFactory], None),
+            "ckpt_path": Parameter("ckpt_path", Optional[str], None),
+            **self.extra,
+        }
+        self.names: dict[str, Mapping[str, type]] = {"optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULERS}
+
+    @property
+    def fixed(self) -> dict[str, type]:
+        """Return the classes that a project fixed, by key."""
+        found = {} if self.choose_task else {"task": self.task}
+        if self.data is not None and not self.choose_data:
+            found["data"] = self.data
+        return found
+
+    def parser(self, prog: str, *, require_task: bool = True, description: str = "", shown: Mapping[str, type] | None = None) -> ArgumentParser:
+        """Build the parser.
+
+        Args:
+            prog: shown in the usage line.
+            require_task: refuse a configuration without a task.
+            description: shown below it.
+            shown: classes whose own parameters the help lists in place of "some subclass".
+        """
+        parser = ArgumentParser(prog=prog, usage=f"{prog} [--config FILE] [--KEY VALUE ...]", description=description or None, epilog=_EPILOG, exit_on_error=False, print_config=None)
+        _add_meta_arguments(parser)
+        for parameter in self.extra.values():
+            parser.add_argument(f"--{parameter.name}", type=parameter.annotation, default=parameter.default, help=self.extra_help.get(parameter.name))
+        parser.add_class_arguments(Trainer, None)
+        fixed = {**self.fixed, **(shown or {})}
+        for key, base in (("task", self.task), ("data", self.data)):
+            if base is None:
+                continue
+            if key in fixed:
+                add_class(parser, fixed[key], key)
+            else:
+                parser.add_subclass_arguments(base, key, required=key == "task" and require_task, help=f"Import path of a {base.__name__}; its parameters follow as --{key}.NAME.", metavar="CLASS")
+        group = parser.add_argument_group("Optimizer and schedule of a task that has no configure_optimizers")
+        group.add_argument("--optimizer", type=Optional[OptimizerFactory], default=None, metavar="NAME | CLASS", help=f"{', '.join(sorted(OPTIMIZERS))}, or an import path; its parameters follow as --optimizer.NAME.")
+        group.add_argument("--lr_scheduler", type=Optional[SchedulerFactory], default=None, metavar="NAME | CLASS", help=f"{', '.join(sorted(SCHEDULERS))}, or an import path; its parameters follow as --lr_scheduler.NAME.")
+        group = parser.add_argument_group("Run")
+        group.add_argument("--ckpt_path", type=Optional[str], default=None, metavar="PATH", help="Checkpoint to continue from or to evaluate: a path, `last` or `best`.")
+        return parser
+
+    def with_class_paths(self, tree: Node) -> Node:
+        """Replace short names (`adamw`) by import paths."""
+        found = dict(tree.value)
+        for key, known in self.names.items():
+            node = found.get(key)
+            if node is not None and class_name(node) in known:
+                path = Node(import_path(known[class_name(node)]), node.source)
+                found[key] = Node({**node.value, CLASS_PATH: path}, node.source) if node.is_mapping else path
+        return Node(found, tree.source)
+
+    def kind_at(self, tree: Node, key: str) -> type | None:
+        """Return the class that the configuration builds at a dotted key, or `None`."""
+        if key in self.fixed:
+            return self.fixed[key]
+        parameter, node = self.parameter_at(tree, key), find(tree, key)
+        bases = [] if parameter is None else [kind for member in branches(parameter.annotation) for kind in [built_class(member)] if kind is not None]
+        if not bases and parameter is not None:
+            bases = [kind for member in branches(parameter.annotation) if item_type(member) not in (ABSENT, UNTYPED) for part in branches(item_type(member)) for kind in [built_class(part)] if kind is not None]
+        name = class_name(node) if node is not None else ""
+        if not name:
+            return bases[0] if node is not None and len(bases) == 1 and is_options(bases[0]) else None
+        try:
+            return locate(name, bases)
+        except ClassNotFound:
+            return None
+
+    def parameter_at(self, tree: Node, key: str) -> Parameter | None:
+        """Return the parameter at a dotted key, following the classes that the configuration names."""
+        parts = split_key(key)
+        if len(parts) == 1:
+            return self.parameters.get(parts[0])
+        above = ".".join(parts[:-1])
+        if parts[-1].isdigit():
+            return self.parameter_at(tree, above)
+        kind = self.kind_at(tree, above)
+        return None if kind is None else parameters(kind).get(parts[-1])
+
+    def default_at(self, tree: Node, key: str) -> Node | None:
+        """Return the default of a parameter that no layer sets."""
+        parameter = self.parameter_at(tree, key)
+        if parameter is None or parameter.required or not isinstance(parameter.default, (str, int, float, bool, list, tuple, dict, type(None))):
+            return None
+        return node_of(parameter.default, "default")
+
+    def known_keys(self, tree: Node) -> Collection[str]:
+        """Return the dotted keys that exist, those of named classes included."""
+        found = list(self.parameters)
+        for key in ("task", "data", "optimizer", "lr_scheduler"):
+            kind = self.kind_at(tree, key)
+            found += [] if kind is None else [f"{key}.{name}" for name in parameters(kind)]
+        return found
+
+    def spelled(self, tree: Node) -> Node:
+        """Give keys that came from environment variables the case of the parameters they mean."""
+        return self._spell(tree, self.parameters, tree, "")
+
+    def _spell(self, node: Node, known: Mapping[str, Parameter], tree: Node, key: str) -> Node:
+        if not node.is_mapping:
+            return node
+        found: dict[Any, Node] = {}
+        for name, item in node.value.items():
+            exact = next((one for one in known if item.folded and one.lower() == name), name)
+            below = f"{key}.{exact}" if key else exact
+            kind = self.kind_at(tree, below) if item.is_mapping and isinstance(name, str) else None
+            if kind is not None and item.is_spec:
+                spelled = self._spell(Node(class_arguments(item), item.source), parameters(kind), tree, below)
+                item = Node({**item.value, "init_args": spelled}, item.source)
+            elif kind is not None:
+                item = self._spell(item, parameters(kind), tree, below)
+            found[exact] = item
+        return Node(found, node.source)
+
+
+def _add_meta_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", metavar="FILE", help="Configuration file; may be repeated, later ones win.")
+    parser.add_argument("--link", metavar="SOURCE=TARGET", help="Take a value from a parameter or from an attribute of the built object: data.num_classes=task.num_classes. May be repeated.")
+    parser.add_argument("--print_config", nargs="?", metavar="sources", help="Print the resulting configuration and exit; with =sources also where each value came from.")
