@@ -8,15 +8,19 @@ written. It is no signature: whoever can write the file can write the manifest.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from taskloom.checkpoint.manifest import FileRecord
+from taskloom.core.errors import CheckpointError, explain
 
 _CHUNK = 1 << 22
 
@@ -122,3 +126,21 @@ def remove_tree(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn an error of the operating system while `target` is saved into one that says what to do.
+
+    Raises:
+        CheckpointError: instead of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fix = f"free space on the file system of {target.parent}, or keep fewer checkpoints (save_top_k, keep_last)"
+        else:
+            fix = f"make {target.parent} a folder that this user can write to, or choose another with run_dir"
+        what = f"{target} could not be written; earlier checkpoints are untouched"
+        raise CheckpointError(explain(what, got=str(error), fix=fix)) from error

@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from taskloom.checkpoint.files import remove_tree
+from taskloom.checkpoint.files import disk_errors, remove_tree
 from taskloom.checkpoint.folder import KeptRecord, checkpoint_name, named_by_pointers, write_best, write_last
 from taskloom.checkpoint.manifest import Manifest
 from taskloom.checkpoint.policy import CheckpointPolicy
@@ -101,18 +101,18 @@ class CheckpointKeeper:
         if not self._would_keep(entry):
             return None
         path = self.folder / entry.name
-        self._tidy()
-        manifest = self._already_saved(path, content) or write_checkpoint(
-            path, content, fsync=self.policy.fsync, weights_only=self.policy.weights_only
-        )
-        problems = problems_of(path, hashes=False)
-        if problems:
-            raise CheckpointError(
-                explain(f"{path} does not verify after it was saved", got=problems[0], fix="check the disk")
+        with disk_errors(path):
+            self._tidy()
+            manifest = self._already_saved(path, content) or write_checkpoint(
+                path, content, fsync=self.policy.fsync, weights_only=self.policy.weights_only
             )
-        self._entries = [*(kept for kept in self._entries if kept.name != entry.name), entry]
-        self._point(manifest, entry)
-        self._prune()
+            problems = problems_of(path, hashes=False)
+            if problems:
+                what = f"{path} does not verify after it was saved"
+                raise CheckpointError(explain(what, got=problems[0], fix="check the disk"))
+            self._entries = [*(kept for kept in self._entries if kept.name != entry.name), entry]
+            self._point(manifest, entry)
+            self._prune()
         return path
 
     def pin(self, path: Path, *, pinned: bool = True) -> None:

@@ -88,7 +88,7 @@ def decode_state(data: Any, tensors: Mapping[str, Tensor], where: str = "state")
     """
     try:
         return _decode(data, tensors)
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(
             explain(
                 f"{where} cannot be decoded",

@@ -8,7 +8,6 @@ only then is it renamed to its final name. A process killed at any point leaves 
 from __future__ import annotations
 
 import contextlib
-import errno
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from taskloom.checkpoint.files import move_into_place, remove_tree, sync_folder, to_json, write_file
+from taskloom.checkpoint.files import disk_errors, move_into_place, remove_tree, sync_folder, to_json, write_file
 from taskloom.checkpoint.index import TensorIndex, index_name, stored_key
 from taskloom.checkpoint.manifest import MANIFEST, FileRecord, Manifest
 from taskloom.checkpoint.reader import problems_of
@@ -80,8 +79,9 @@ def write_checkpoint(
         target: folder to make. An older checkpoint there is replaced once the new one has verified; anything else is
             refused.
         content: what to save. Tensors are read as they are; nothing may change them until this returns.
-        fsync: have the disk confirm everything, so that a power cut cannot lose it either. Without it, only a crash of
-            the process is survived.
+        fsync: have the disk confirm everything, so that a power cut cannot lose it either, and read it all back before it
+            counts as saved. Without it only a crash of the process is survived, and what is checked before the rename is
+            sizes, headers and indexes; hashes are written in either case.
         weights_only: leave out the optimizer and the training state, all but the hyper-parameters.
         largest_file: bytes of tensors per file.
 
@@ -91,7 +91,6 @@ def write_checkpoint(
             What was at `target` is untouched.
     """
     target = Path(target).absolute()
-    _check_target(target)
     kept = {name: value for name, value in content.state.items() if not weights_only or name in KEPT_WITH_WEIGHTS}
     state = encode_state(kept)
     shards = {"model": without_aliases(content.model, content.aliases)}
@@ -99,7 +98,8 @@ def write_checkpoint(
         shards["optimizer"] = list(content.optimizer)
     plans = {kind: _plan(kind, pieces, largest_file) for kind, pieces in shards.items()}
     staged = hidden(target, "writing", content.run_id)
-    with _cleaned_up(staged, target):
+    with disk_errors(target), _removed_on_failure(staged):
+        _check_target(target)
         remove_tree(staged)  # left by a run of this id that was killed
         staged.mkdir(parents=True)
         files = _write_files(staged, plans, state, content.config, fsync=fsync)
@@ -117,7 +117,7 @@ def write_checkpoint(
         write_file(staged / MANIFEST, to_json(manifest.to_json()), fsync=fsync)
         if fsync:
             sync_folder(staged)
-        problems = problems_of(staged, hashes=True)
+        problems = problems_of(staged, hashes=fsync)
         if problems:
             raise CheckpointError(
                 explain(
@@ -207,21 +207,10 @@ def _write_files(
 
 
 @contextlib.contextmanager
-def _cleaned_up(staged: Path, target: Path) -> Iterator[None]:
-    """Remove the staged folder when a save fails, and say why it failed."""
+def _removed_on_failure(staged: Path) -> Iterator[None]:
     try:
         yield
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             remove_tree(staged)
-        if isinstance(error, OSError):
-            raise CheckpointError(_disk_problem(target, error)) from error
         raise
-
-
-def _disk_problem(target: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        fix = f"free space on the file system of {target.parent}, or keep fewer checkpoints (save_top_k, keep_last)"
-    else:
-        fix = f"make {target.parent} a folder that this user can write to, or choose another with run_dir"
-    return explain(f"{target} could not be written; earlier checkpoints are untouched", got=str(error), fix=fix)
