@@ -1,6 +1,16 @@
 """Checkpoints: one format for every strategy, whole or not there at all, and nothing in it that can run.
 
-`docs/checkpoint.md` describes the files.
+A folder per checkpoint, in the order its files are written:
+
+    model/model-00001-of-0000N.safetensors           weights under their own names, readable by any safetensors library
+    model/model.safetensors.index.json               which file holds which tensor, as Transformers writes it
+    optimizer/optimizer-00001-of-0000N.safetensors   moments under "<parameter name>.<slot>", with an index too
+    state.json, state.safetensors                    everything else as typed JSON, and the tensors in it
+    config.yaml                                      the resolved configuration
+    manifest.json                                    written last: version, run, files with sizes and hashes, metrics
+
+Beside the checkpoints lie `last.json` and `best.json`, which move only to one that has verified, and `kept.json`, by
+which policies know of what others keep and of what is pinned.
 """
 
 from taskloom.checkpoint.folder import best_checkpoint, latest_checkpoint

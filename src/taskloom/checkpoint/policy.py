@@ -29,8 +29,9 @@ class CheckpointPolicy:
             fall together with the validation that measures it, because a metric measured at an earlier step is refused.
         asynchronous: write in the background while training goes on. Accepted already, but saving does not do it yet:
             every save is written before the next step begins.
-        fsync: have the disk confirm a checkpoint, and read it back, before it counts as saved, so that it also survives a
-            power cut. Costs the time that the disk needs; without it a checkpoint survives a crash of the process.
+        fsync: have the disk confirm a checkpoint, and read it back, before it counts as saved, so that it also
+            survives a power cut. Costs the time that the disk needs; without it a checkpoint survives a crash of the
+            process.
         weights_only: save neither optimizer nor training state. Smaller, but training cannot be resumed from it.
 
     Raises:

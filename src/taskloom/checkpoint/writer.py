@@ -79,9 +79,9 @@ def write_checkpoint(
         target: folder to make. An older checkpoint there is replaced once the new one has verified; anything else is
             refused.
         content: what to save. Tensors are read as they are; nothing may change them until this returns.
-        fsync: have the disk confirm everything, so that a power cut cannot lose it either, and read it all back before it
-            counts as saved. Without it only a crash of the process is survived, and what is checked before the rename is
-            sizes, headers and indexes; hashes are written in either case.
+        fsync: have the disk confirm everything, so that a power cut cannot lose it either, and read it all back before
+            it counts as saved. Without it only a crash of the process is survived, and what is checked before the
+            rename is sizes, headers and indexes; hashes are written in either case.
         weights_only: leave out the optimizer and the training state, all but the hyper-parameters.
         largest_file: bytes of tensors per file.
 
