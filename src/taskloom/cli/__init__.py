@@ -51,7 +51,12 @@ def main(args: Sequence[str] | None = None) -> None:
     elif first not in COMMANDS:
         from taskloom.core.errors import explain, nearest
 
-        print("error: " + explain("There is no such command", got=first, fix=f"use one of {', '.join(COMMANDS)}") + nearest(first, COMMANDS), file=sys.stderr)
+        print(
+            "error: "
+            + explain("There is no such command", got=first, fix=f"use one of {', '.join(COMMANDS)}")
+            + nearest(first, COMMANDS),
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     elif COMMANDS[first].stage:
         from taskloom.cli.exits import exit_cleanly

@@ -29,4 +29,9 @@ def inspect(cli: TaskCLI) -> None:
         print(f"  {key:<{width}}  {text}")
 
 
-STAGE = Stage("check", "Check a configuration without loading data: keys, types, classes, links, names, policies.", inspect=inspect, needs="fit")
+STAGE = Stage(
+    "check",
+    "Check a configuration without loading data: keys, types, classes, links, names, policies.",
+    inspect=inspect,
+    needs="fit",
+)

@@ -1,7 +1,7 @@
 """The arguments of a stage command as one layer of configuration.
 
-The grammar is jsonargparse's (`--key value`, `--key=value`, `--list+ item`), read here and not by argparse because argparse
-stops at its first error, and because each value must remember which flag it came from.
+The grammar is jsonargparse's (`--key value`, `--key=value`, `--list+ item`), read here and not by argparse because
+argparse stops at its first error, and because each value must remember which flag it came from.
 """
 
 from __future__ import annotations
@@ -56,12 +56,24 @@ def _pairs(args: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str 
         if word == "-h":
             yield "help", None
         elif not _FLAG.match(word):
-            problems.append(f"argument {word}: " + explain("This argument belongs to no flag", got=word, fix="write --key value, or --config FILE for a configuration file"))
+            problems.append(
+                f"argument {word}: "
+                + explain(
+                    "This argument belongs to no flag",
+                    got=word,
+                    fix="write --key value, or --config FILE for a configuration file",
+                )
+            )
         elif "=" in word:
             flag, _, value = word[2:].partition("=")
             yield flag, value
         else:
-            takes_next = bool(waiting) and not _FLAG.match(waiting[0]) and waiting[0] != "-h" and word[2:] not in ("help", "print_config")
+            takes_next = (
+                bool(waiting)
+                and not _FLAG.match(waiting[0])
+                and waiting[0] != "-h"
+                and word[2:] not in ("help", "print_config")
+            )
             yield word[2:], waiting.pop(0) if takes_next else None
 
 
@@ -72,11 +84,24 @@ def _take(line: CommandLine, flag: str, value: str | None) -> None:
         line.help_for, line.help_class = flag.removesuffix(".help"), value
     elif flag == "print_config":
         if value not in (None, "values", "sources"):
-            line.problems.append("flag --print_config: " + explain("The configuration is printed as values or with sources", got=value, fix="write --print_config or --print_config=sources"))
+            line.problems.append(
+                "flag --print_config: "
+                + explain(
+                    "The configuration is printed as values or with sources",
+                    got=value,
+                    fix="write --print_config or --print_config=sources",
+                )
+            )
         line.print_config = value or "values"
     elif flag in ("config", "link"):
         if value is None:
-            line.problems.append(f"flag --{flag}: " + explain("This flag needs a value", fix={"config": "--config cfg.yaml", "link": "--link data.num_classes=task.num_classes"}[flag]))
+            line.problems.append(
+                f"flag --{flag}: "
+                + explain(
+                    "This flag needs a value",
+                    fix={"config": "--config cfg.yaml", "link": "--link data.num_classes=task.num_classes"}[flag],
+                )
+            )
         elif flag == "config":
             line.configs.append(value)
         else:

@@ -17,7 +17,8 @@ class Command:
         name: what is typed.
         module: where its code lives.
         summary: its line in `task --help`.
-        stage: whether it reads a configuration of trainer, task and data, so that a project's own `TaskCLI` offers it too.
+        stage: whether it reads a configuration of trainer, task and data, so that a project's own `TaskCLI` offers it
+            too.
     """
 
     name: str

@@ -21,7 +21,16 @@ def print_completion(args: Sequence[str]) -> None:
         MissingPackageError: shtab is not installed.
     """
     if len(args) != 1 or args[0] not in SHELLS:
-        raise ConfigError(["flag --print_completion: " + explain("The shell is not named", got=" ".join(args), fix=f"task --print_completion {SHELLS[0]}; known are {', '.join(SHELLS)}")])
+        raise ConfigError(
+            [
+                "flag --print_completion: "
+                + explain(
+                    "The shell is not named",
+                    got=" ".join(args),
+                    fix=f"task --print_completion {SHELLS[0]}; known are {', '.join(SHELLS)}",
+                )
+            ]
+        )
     try:
         import shtab  # noqa: F401
     except ImportError as error:
@@ -29,6 +38,8 @@ def print_completion(args: Sequence[str]) -> None:
     parser = ArgumentParser(prog="task", print_config=None)
     commands = parser.add_subcommands()
     for name, command in COMMANDS.items():
-        below = Root().parser(f"task {name}") if command.stage else ArgumentParser(prog=f"task {name}", print_config=None)
+        below = (
+            Root().parser(f"task {name}") if command.stage else ArgumentParser(prog=f"task {name}", print_config=None)
+        )
         commands.add_subcommand(name, below, help=command.summary)
     print(parser.get_completion_script(f"shtab-{args[0]}"))

@@ -1,7 +1,8 @@
 """From layers to one checked configuration.
 
-The order is: read, merge, spell out, resolve references, apply links, let jsonargparse judge, explain what it refused, check what types
-cannot say. All problems of all of these come in one `ConfigError`. Nothing of the user's is built here; classes are only imported.
+The order is: read, merge, spell out, resolve references, apply links, let jsonargparse judge, explain what it refused,
+check what types cannot say. All problems of all of these come in one `ConfigError`. Nothing of the user's is built
+here; classes are only imported.
 """
 
 from __future__ import annotations
@@ -69,7 +70,16 @@ class Configuration:
         return as_yaml(values)
 
 
-def configure(root: Root, line: CommandLine, *, environment: Mapping[str, str], below: Sequence[Node], links: Sequence[Link], prog: str, stage: str) -> Configuration:
+def configure(
+    root: Root,
+    line: CommandLine,
+    *,
+    environment: Mapping[str, str],
+    below: Sequence[Node],
+    links: Sequence[Link],
+    prog: str,
+    stage: str,
+) -> Configuration:
     """Read and check a configuration.
 
     Args:
@@ -109,7 +119,9 @@ def configure(root: Root, line: CommandLine, *, environment: Mapping[str, str], 
     return Configuration(root, tree, parser, values, linked)
 
 
-def _judge(root: Root, tree: Node, links: Links, prog: str, problems: list[str], lenient: bool) -> tuple[ArgumentParser, Namespace | None]:
+def _judge(
+    root: Root, tree: Node, links: Links, prog: str, problems: list[str], lenient: bool
+) -> tuple[ArgumentParser, Namespace | None]:
     """Let jsonargparse parse the tree; where it refuses, explain why."""
     explainer = Explainer(links.targets, root.names)
     parser = ArgumentParser(exit_on_error=False)
@@ -153,7 +165,7 @@ def explain_tree(root: Root, tree: Node, explainer: Explainer, lenient: bool = F
 
 
 def _for_parser(root: Root, tree: Node) -> Node:
-    """Return the tree in the shape that the parser wants: no explicit nothing, no `init_args` around the arguments of fixed classes."""
+    """Return the tree as the parser wants it: nothing explicitly null, no `init_args` around fixed classes."""
     found = {}
     for key, node in tree.value.items():
         if key in root.fixed and node.is_mapping:

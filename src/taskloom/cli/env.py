@@ -17,7 +17,9 @@ _NAME = re.compile(r"^[A-Za-z0-9._-]+")
 
 def run(args: Sequence[str]) -> None:
     """Print the report."""
-    ArgumentParser(prog="task env", description="Report versions, devices and optional packages.").parse_args(list(args))
+    ArgumentParser(prog="task env", description="Report versions, devices and optional packages.").parse_args(
+        list(args)
+    )
     sections = (
         ("versions", list(_versions())),
         ("devices", list(_devices())),
@@ -56,7 +58,13 @@ def _devices() -> Iterator[tuple[str, str]]:
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(number)
-            yield f"cuda:{number}", f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, compute capability {properties.major}.{properties.minor}"
+            yield (
+                f"cuda:{number}",
+                (
+                    f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, "
+                    f"compute capability {properties.major}.{properties.minor}"
+                ),
+            )
     else:
         yield "cuda", "not available"
     yield "mps", "available" if torch.backends.mps.is_available() else "not available"
@@ -71,9 +79,9 @@ def _packages(*, optional: bool) -> Iterator[tuple[str, str]]:
         return
     extras: dict[str, list[str]] = {}
     for requirement in required:
-        name, extra = _NAME.match(requirement), _EXTRA.search(requirement)
-        if name is not None and (extra is not None) == optional:
-            extras.setdefault(name[0], []).append(extra[1] if extra else "")
+        package, extra = _NAME.match(requirement), _EXTRA.search(requirement)
+        if package is not None and (extra is not None) == optional:
+            extras.setdefault(package[0], []).append(extra[1] if extra else "")
     for name, wanted_by in extras.items():
         install = f"pip install 'taskloom[{wanted_by[0]}]'" if optional else f"pip install {name}"
         yield name, _installed(name) or f"not installed. Install: {install}"

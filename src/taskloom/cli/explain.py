@@ -1,8 +1,8 @@
 """Why a configuration was refused: every problem, where it was written, what was expected and what was got.
 
-jsonargparse decides whether a configuration is valid; its message names one problem, all branches of a union, and no line. When it
-refuses one, this walks the tree beside the signatures and tells the story for a reader: it descends only into what is refused, and of
-a union only into the branch that the value was meant for.
+jsonargparse decides whether a configuration is valid; its message names one problem, all branches of a union, and no
+line. When it refuses one, this walks the tree beside the signatures and tells the story for a reader: it descends only
+into what is refused, and of a union only into the branch that the value was meant for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, get_args, get_origin
 
 from taskloom.cli.interpolate import is_reference
-from taskloom.cli.locate import ClassNotFound, import_path, locate
+from taskloom.cli.locate import ClassNotFoundError, Maker, import_path, locate
 from taskloom.cli.schema import (
     UNTYPED,
     Parameter,
@@ -22,6 +22,7 @@ from taskloom.cli.schema import (
     describe,
     is_options,
     item_type,
+    made_by,
     parameters,
     value_type,
 )
@@ -30,7 +31,7 @@ from taskloom.core.errors import ABSENT, explain, nearest
 
 
 def placed(node: Node, key: str, text: str) -> str:
-    """Put the place and the dotted key before a text; a flag or a variable that says the key already is not followed by it."""
+    """Put the place and the dotted key before a text, the key only where the place does not say it already."""
     return f"{node.source}: {text}" if node.source == f"flag --{key}" else f"{node.source}: {key}: {text}"
 
 
@@ -61,16 +62,20 @@ class Explainer:
             self._mapping(node, annotation, members, class_members, key)
         elif node.is_list:
             self._list(node, annotation, members, key)
-        elif isinstance(node.value, str) and class_members and (len(class_members) == len(members) or _is_import_path(node.value)):
+        elif (
+            isinstance(node.value, str)
+            and class_members
+            and (len(class_members) == len(members) or _is_import_path(node.value))
+        ):
             self._one_class(node, class_members, key)
         else:
             self._unexpected(node, annotation, key)
 
-    def arguments(self, kind: type, given: Mapping[Any, Node], node: Node, key: str, skip: int = 0) -> None:
+    def arguments(self, kind: Maker, given: Mapping[Any, Node], node: Node, key: str, skip: int = 0) -> None:
         """Explain what is wrong with the arguments of a class.
 
         Args:
-            kind: the class.
+            kind: the class, or the function that makes its object.
             given: its arguments.
             node: the whole, for the place of what is missing.
             key: dotted.
@@ -86,7 +91,11 @@ class Explainer:
         for name, parameter in known.items():
             below = f"{key}.{name}" if key else name
             if parameter.required and name not in given and below not in self.linked:
-                self.missing(node, below, f"{kind.__name__} needs {name!r} ({describe(parameter.annotation)}), which nothing sets")
+                self.missing(
+                    node,
+                    below,
+                    f"{kind.__name__} needs {name!r} ({describe(parameter.annotation)}), which nothing sets",
+                )
                 if parameter.annotation is UNTYPED:
                     self._untyped(name, kind, node, below)
 
@@ -100,26 +109,35 @@ class Explainer:
     def missing(self, node: Node, key: str, what: str) -> None:
         """Report a key that must be given."""
         place = f"{node.source}: " if node.source != "default" else ""
-        self.problems.append(f"{place}{key}: " + explain(what, fix=f"pass --{key}, or add the key to a configuration file"))
+        self.problems.append(
+            f"{place}{key}: " + explain(what, fix=f"pass --{key}, or add the key to a configuration file")
+        )
 
-    def _parameter(self, parameter: Parameter, kind: type, node: Node, key: str) -> None:
+    def _parameter(self, parameter: Parameter, kind: Maker, node: Node, key: str) -> None:
         if parameter.annotation is UNTYPED and parameter.required:
             self._untyped(parameter.name, kind, node, key)
         else:
             self.value(node, parameter.annotation, key)
 
-    def _untyped(self, name: str, kind: type, node: Node, key: str) -> None:
-        self.report(node, key, explain(f"The parameter {name!r} of {import_path(kind)} has no type, so a value for it cannot be read", fix=f"write a type in its signature ({_defined_at(kind)}), for example `{name}: int`"))
+    def _untyped(self, name: str, kind: Maker, node: Node, key: str) -> None:
+        self.report(
+            node,
+            key,
+            explain(
+                f"The parameter {name!r} of {import_path(kind)} has no type, so a value for it cannot be read",
+                fix=f"write a type in its signature ({_defined_at(kind)}), for example `{name}: int`",
+            ),
+        )
 
     def _mapping(self, node: Node, annotation: Any, members: list[Any], class_members: list[Any], key: str) -> None:
         if node.is_spec and class_members:
             self._one_class(node, class_members, key)
             return
-        options = [member for member in class_members if is_options(built_class(member))]  # type: ignore[arg-type]
+        options = [member for member in class_members for kind in [built_class(member)] if kind and is_options(kind)]
         mappings = [member for member in members if value_type(member) is not ABSENT]
         if options:
-            chosen = max(options, key=lambda member: len(set(parameters(built_class(member))) & set(node.value)))  # type: ignore[arg-type]
-            if not mappings or set(parameters(built_class(chosen))) & set(node.value):  # type: ignore[arg-type]
+            chosen = max(options, key=lambda member: len(set(parameters(built_class(member))) & set(node.value)))
+            if not mappings or set(parameters(built_class(chosen))) & set(node.value):
                 self._one_class(node, [chosen], key)
                 return
         if mappings:
@@ -158,35 +176,62 @@ class Explainer:
         kind = self._located(node, bases, key)
         if kind is None:
             return
-        base = next((number for number, one in enumerate(bases) if issubclass(kind, one)), None)
+        made = made_by(kind)
+        base = next((number for number, one in enumerate(bases) if made is not None and issubclass(made, one)), None)
         if base is None:
             kinds = " or ".join(import_path(one) for one in bases)
-            self.report(node.value.get(CLASS_PATH, node) if node.is_mapping else node, key, explain(f"Expected a subclass of {kinds}", got=import_path(kind), why=f"{kind.__name__} derives from {', '.join(one.__name__ for one in kind.__bases__)}"))
+            self.report(
+                node.value.get(CLASS_PATH, node) if node.is_mapping else node,
+                key,
+                explain(f"Expected a subclass of {kinds}", got=import_path(kind), why=_ancestry(kind, made)),
+            )
             return
         if inspect.isabstract(kind):
-            names = ", ".join(sorted(kind.__abstractmethods__))
-            self.report(node, key, explain(f"{kind.__name__} is abstract and cannot be built", why=f"it leaves {names} to its subclasses", fix="name one of its subclasses"))
+            names = ", ".join(
+                sorted(
+                    name
+                    for name, member in inspect.getmembers(kind)
+                    if name in vars(kind).get("__abstractmethods__", ())
+                )
+            )
+            self.report(
+                node,
+                key,
+                explain(
+                    f"{kind.__name__} is abstract and cannot be built",
+                    why=f"it leaves {names} to its subclasses",
+                    fix="name one of its subclasses",
+                ),
+            )
             return
         self._specification(node, key)
         self.arguments(kind, class_arguments(node), node, key, skip=_given_by_caller(members[base]))
 
-    def _located(self, node: Node, bases: list[type], key: str) -> type | None:
+    def _located(self, node: Node, bases: list[type], key: str) -> Maker | None:
         name = class_name(node)
         named = node.value.get(CLASS_PATH) if node.is_mapping else node
         if not name:
             if node.is_mapping and not node.is_spec and len(bases) == 1 and is_options(bases[0]):
                 return bases[0]
             kinds = " or ".join(base.__name__ for base in bases)
-            text = explain(f"Expected {describe(bases[0])}, given by its import path" if named is not None else f"The {kinds} class is not named", got=plain(named) if named is not None else ABSENT, fix=f"pass --{key} module.Class, or write class_path: module.Class")
+            text = explain(
+                f"Expected {describe(bases[0])}, given by its import path"
+                if named is not None
+                else f"The {kinds} class is not named",
+                got=plain(named) if named is not None else ABSENT,
+                fix=f"pass --{key} module.Class, or write class_path: module.Class",
+            )
             self.report(named or node, key, text)
             return None
         try:
             return locate(name, bases)
-        except ClassNotFound as error:
+        except ClassNotFoundError as error:
             short = self.names.get(key, ())
             hint = nearest(name, short) if "." not in name else ""
             listed = f" Short names: {', '.join(sorted(short))}." if short and "." not in name and not hint else ""
-            self.report(named or node, key, str(error).split(" Did you mean")[0] + hint if hint else str(error) + listed)
+            self.report(
+                named or node, key, str(error).split(" Did you mean")[0] + hint if hint else str(error) + listed
+            )
             return None
 
     def _specification(self, node: Node, key: str) -> None:
@@ -194,10 +239,22 @@ class Explainer:
             return
         for name, item in node.value.items():
             if name not in SPEC_KEYS:
-                self.report(item, f"{key}.{name}", explain("Beside class_path, arguments stand below init_args", got=name, fix=f"indent {name!r} below `init_args:`"))
+                self.report(
+                    item,
+                    f"{key}.{name}",
+                    explain(
+                        "Beside class_path, arguments stand below init_args",
+                        got=name,
+                        fix=f"indent {name!r} below `init_args:`",
+                    ),
+                )
         arguments = node.value.get(INIT_ARGS)
         if arguments is not None and not arguments.is_mapping and not arguments.is_null:
-            self.report(arguments, f"{key}.{INIT_ARGS}", explain("Expected a mapping of parameters to values", got=plain(arguments)))
+            self.report(
+                arguments,
+                f"{key}.{INIT_ARGS}",
+                explain("Expected a mapping of parameters to values", got=plain(arguments)),
+            )
 
     def _unexpected(self, node: Node, annotation: Any, key: str) -> None:
         value = plain(node)
@@ -206,6 +263,13 @@ class Explainer:
         if isinstance(value, str) and choices:
             hint = nearest(value, choices)
         self.report(node, key, explain(f"Expected {describe(annotation)}", got=value) + hint)
+
+
+def _ancestry(kind: Maker, made: type | None) -> str:
+    if made is None:
+        return f"{kind.__name__} is a function whose annotations do not say what it returns"
+    derived = ", ".join(one.__name__ for one in made.__bases__)
+    return f"{made.__name__} derives from {derived}" if made is kind else f"{kind.__name__} returns a {made.__name__}"
 
 
 def _is_import_path(text: str) -> bool:
@@ -218,8 +282,9 @@ def _given_by_caller(member: Any) -> int:
     return len(args[0]) if get_origin(member) is not None and len(args) == 2 and isinstance(args[0], list) else 0
 
 
-def _defined_at(kind: type) -> str:
+def _defined_at(kind: Maker) -> str:
     try:
-        return f"{inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind.__init__)[1]}"
+        code = vars(kind).get("__init__", kind) if inspect.isclass(kind) else kind
+        return f"{inspect.getsourcefile(kind)}:{inspect.getsourcelines(code)[1]}"
     except (OSError, TypeError):
         return import_path(kind)

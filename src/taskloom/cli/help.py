@@ -8,14 +8,16 @@ from jsonargparse import ArgumentParser
 
 from taskloom.cli.command_line import CommandLine
 from taskloom.cli.layers import config_files, environment_layers, file_layers, merge
-from taskloom.cli.locate import ClassNotFound, import_path, locate, subclasses
+from taskloom.cli.locate import ClassNotFoundError, import_path, locate, subclasses
 from taskloom.cli.root import Root
-from taskloom.cli.schema import ABSENT, add_class, branches, built_class, item_type
+from taskloom.cli.schema import add_class, branches, built_class, item_type
 from taskloom.cli.tree import Node
-from taskloom.core.errors import ConfigError, explain, nearest
+from taskloom.core.errors import ABSENT, ConfigError, explain, nearest
 
 
-def print_help(root: Root, line: CommandLine, below: Sequence[Node], environment: Mapping[str, str], prog: str, description: str) -> None:
+def print_help(
+    root: Root, line: CommandLine, below: Sequence[Node], environment: Mapping[str, str], prog: str, description: str
+) -> None:
     """Print the help that was asked for.
 
     When the other arguments name the task or the data, the help lists the parameters of those classes too.
@@ -24,34 +26,69 @@ def print_help(root: Root, line: CommandLine, below: Sequence[Node], environment
         ConfigError: help was asked for a key or a class that does not exist.
     """
     problems: list[str] = []
-    layers = [*below, *file_layers(config_files(line, environment), problems), *environment_layers(environment, problems), *line.layers]
+    layers = [
+        *below,
+        *file_layers(config_files(line, environment), problems),
+        *environment_layers(environment, problems),
+        *line.layers,
+    ]
     tree = root.with_class_paths(root.spelled(merge(layers, problems)))
     if line.help_for:
         _class_help(root, line, tree, prog)
         return
-    shown = {key: kind for key in ("task", "data") if key not in root.fixed for kind in [root.kind_at(tree, key)] if kind is not None}
+    shown = {
+        key: kind
+        for key in ("task", "data")
+        if key not in root.fixed
+        for kind in [root.kind_at(tree, key)]
+        if kind is not None
+    }
     root.parser(prog, description=description, shown=shown).print_help()
 
 
 def _class_help(root: Root, line: CommandLine, tree: Node, prog: str) -> None:
     key = line.help_for or ""
     parameter = root.parameter_at(tree, key)
-    annotations = [] if parameter is None else [part for member in branches(parameter.annotation) for part in (branches(item_type(member)) if item_type(member) is not ABSENT else (member,))]
+    annotations = (
+        []
+        if parameter is None
+        else [
+            part
+            for member in branches(parameter.annotation)
+            for part in (branches(item_type(member)) if item_type(member) is not ABSENT else (member,))
+        ]
+    )
     bases = list(dict.fromkeys(kind for part in annotations for kind in [built_class(part)] if kind is not None))
     if not bases:
-        raise ConfigError([f"flag --{key}.help: " + explain(f"There is no class to choose at {key!r}", fix=f"{prog} --help") + nearest(key, root.known_keys(tree))])
+        raise ConfigError(
+            [
+                f"flag --{key}.help: "
+                + explain(f"There is no class to choose at {key!r}", fix=f"{prog} --help")
+                + nearest(key, root.known_keys(tree))
+            ]
+        )
     if line.help_class is None:
         kind = root.kind_at(tree, key)
     else:
         known = root.names.get(key, {})
         try:
             kind = known[line.help_class] if line.help_class in known else locate(line.help_class, bases)
-        except ClassNotFound as error:
+        except ClassNotFoundError as error:
             raise ConfigError([f"flag --{key}.help: {error}"]) from error
     if kind is None:
-        names = sorted(import_path(found) for found in subclasses(bases) if found not in bases) or ["none is imported yet"]
-        print(f"usage: {prog} --{key}.help CLASS\n\nKnown classes, beside those that an import path leads to:\n" + "\n".join(f"  {name}" for name in [*root.names.get(key, ()), *names]))
+        names = sorted(import_path(found) for found in subclasses(bases) if found not in bases) or [
+            "none is imported yet"
+        ]
+        print(
+            f"usage: {prog} --{key}.help CLASS\n\nKnown classes, beside those that an import path leads to:\n"
+            + "\n".join(f"  {name}" for name in [*root.names.get(key, ()), *names])
+        )
         return
-    parser = ArgumentParser(prog=prog, usage=f"{prog} --{key} {import_path(kind)} [--{key}.NAME VALUE ...]", exit_on_error=False, print_config=None)
+    parser = ArgumentParser(
+        prog=prog,
+        usage=f"{prog} --{key} {import_path(kind)} [--{key}.NAME VALUE ...]",
+        exit_on_error=False,
+        print_config=None,
+    )
     add_class(parser, kind, key, skip=1 if key in root.names else 0)
     parser.print_help()

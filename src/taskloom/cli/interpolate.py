@@ -1,7 +1,7 @@
 """`${key.path}` in a value stands for the value of another key, whichever layer wrote it.
 
-Resolved once, after all layers are merged. A value that is nothing but one reference keeps the type of what it refers to;
-inside a longer text a reference becomes text. `$${` is a literal `${`.
+Resolved once, after all layers are merged. A value that is nothing but one reference keeps the type of what it refers
+to; inside a longer text a reference becomes text. `$${` is a literal `${`.
 """
 
 from __future__ import annotations
@@ -63,20 +63,37 @@ class _Resolver:
             return None
         target = find(self.tree, wanted) or self.default(wanted)
         if target is None:
-            self._report(node, key, explain("There is no key to take a value from", got=f"${{{reference}}}", fix="name a key of the configuration, or write $${ for a literal ${") + nearest(wanted, self.known()))
+            self._report(
+                node,
+                key,
+                explain(
+                    "There is no key to take a value from",
+                    got=f"${{{reference}}}",
+                    fix="name a key of the configuration, or write $${ for a literal ${",
+                )
+                + nearest(wanted, self.known()),
+            )
             return None
         for below, inner in [(wanted, target), *((f"{wanted}.{name}", item) for name, item in walk(target))]:
             if below in path:
                 self._circle(node, key, [*path[path.index(below) :], below])
                 return None
-            if isinstance(inner.value, str) and _REFERENCE.search(inner.value) and not self.resolve(below, inner, (*path, below)):
+            if (
+                isinstance(inner.value, str)
+                and _REFERENCE.search(inner.value)
+                and not self.resolve(below, inner, (*path, below))
+            ):
                 return None
         return target
 
     def _circle(self, node: Node, key: str, keys: list[str]) -> None:
         if frozenset(keys) not in self.circles:
             self.circles.add(frozenset(keys))
-            self._report(node, key, explain("References form a circle", got=" -> ".join(keys), fix="give one of these keys a value"))
+            self._report(
+                node,
+                key,
+                explain("References form a circle", got=" -> ".join(keys), fix="give one of these keys a value"),
+            )
 
     def _report(self, node: Node, key: str, text: str) -> None:
         problem = f"{node.source}: {key}: {text}"

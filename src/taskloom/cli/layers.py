@@ -1,8 +1,8 @@
 """All layers of a configuration, gathered and merged.
 
-Precedence, lowest first: defaults of the code < `trainer_defaults` of a `TaskCLI` < the configuration of a checkpoint < files in
-the order they are named < environment variables < flags in the order they are typed. Defaults of signatures are not a layer:
-jsonargparse fills them in where no layer has a value, so a default never beats one.
+Precedence, lowest first: defaults of the code < `trainer_defaults` of a `TaskCLI` < the configuration of a checkpoint <
+files in the order they are named < environment variables < flags in the order they are typed. Defaults of signatures
+are not a layer: jsonargparse fills them in where no layer has a value, so a default never beats one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Links: one value that is written once and used twice, such as the number of classes that the data knows and the model needs.
+"""Links: a value that is written once and used twice, as the number of classes that data knows and a model needs.
 
-A source that is a parameter is copied before anything is built. Any other source is an attribute of the built `task` or `data`: it is read
-as soon as that object exists and before the other one is built, in an order that jsonargparse works out. Either way the value ends
-in the saved configuration, so a run can be repeated without its links.
+A source that is a parameter is copied before anything is built. Any other source is an attribute of the built `task` or
+`data`: it is read as soon as that object exists and before the other one is built, in an order that jsonargparse works
+out. Either way the value ends in the saved configuration, so a run can be repeated without its links.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from taskloom.cli.root import Root
+from taskloom.cli.schema import made_by
 from taskloom.cli.tree import INIT_ARGS, Node, copied, find, nested, node_of, overlay, plain, split_key
 from taskloom.core.errors import ConfigError, explain, nearest
 
@@ -62,7 +63,16 @@ class Link:
         try:
             return self.compute(*values)
         except Exception as error:  # a user's function may raise anything
-            raise ConfigError([f"{self.origin}: {self.text}: " + explain("The function of this link raised an error", got=list(values), why=f"{type(error).__name__}: {error}")]) from error
+            raise ConfigError(
+                [
+                    f"{self.origin}: {self.text}: "
+                    + explain(
+                        "The function of this link raised an error",
+                        got=list(values),
+                        why=f"{type(error).__name__}: {error}",
+                    )
+                ]
+            ) from error
 
 
 def read_link(text: str, origin: str) -> Link:
@@ -73,7 +83,12 @@ def read_link(text: str, origin: str) -> Link:
     """
     source, _, target = text.partition("=")
     if not source.strip() or not target.strip() or "=" in target:
-        raise ConfigError([f"{origin}: " + explain("A link is written SOURCE=TARGET", got=text, fix="data.num_classes=task.num_classes")])
+        raise ConfigError(
+            [
+                f"{origin}: "
+                + explain("A link is written SOURCE=TARGET", got=text, fix="data.num_classes=task.num_classes")
+            ]
+        )
     return Link((_key(source),), _key(target), origin)
 
 
@@ -108,7 +123,14 @@ class Links:
         taken: dict[str, Link] = {}
         for link in links:
             if link.target in taken:
-                self._report(link, explain(f"{link.target} is the target of two links", why=f"the other is {taken[link.target].text} ({taken[link.target].origin})", fix="remove one of them"))
+                self._report(
+                    link,
+                    explain(
+                        f"{link.target} is the target of two links",
+                        why=f"the other is {taken[link.target].text} ({taken[link.target].origin})",
+                        fix="remove one of them",
+                    ),
+                )
             elif self._known(link, tree):
                 taken[link.target] = link
                 built = any(root.parameter_at(tree, source) is None for source in link.sources)
@@ -126,11 +148,15 @@ class Links:
         for link in self.on_parse:
             sources = [find(tree, source) or self.root.default_at(tree, source) for source in link.sources]
             if any(node is None for node in sources):
-                missing = next(source for source, node in zip(link.sources, sources) if node is None)
+                missing = next(source for source, node in zip(link.sources, sources, strict=True) if node is None)
                 self._report(link, explain(f"{missing} has no value to take", fix=f"pass --{missing}"))
                 continue
             try:
-                value = copied(sources[0]) if link.compute is None and sources[0] else node_of(link.value_of([plain(node) for node in sources if node]), link.label)
+                value = (
+                    copied(sources[0])
+                    if link.compute is None and sources[0]
+                    else node_of(link.value_of([plain(node) for node in sources if node]), link.label)
+                )
             except ConfigError as error:
                 self.problems.extend(error.problems)
                 continue
@@ -154,12 +180,24 @@ class Links:
         for link in self.on_build:
             heads = tuple(dict.fromkeys(source.split(".")[0] for source in link.sources))
             try:
-                parser.link_arguments(heads, self._spelled_out(link.target, tree), compute_fn=_Reader(link, heads), apply_on="instantiate")
+                parser.link_arguments(
+                    heads, self._spelled_out(link.target, tree), compute_fn=_Reader(link, heads), apply_on="instantiate"
+                )
             except ValueError as error:
                 if "cycle" not in str(error):
                     raise
                 others = " and ".join(other.text for other in self.on_build)
-                raise ConfigError([f"{link.origin}: {link.text}: " + explain("Links go round in a circle", got=others, why="each of these objects would have to be built before the other", fix="write one of the values")]) from error
+                raise ConfigError(
+                    [
+                        f"{link.origin}: {link.text}: "
+                        + explain(
+                            "Links go round in a circle",
+                            got=others,
+                            why="each of these objects would have to be built before the other",
+                            fix="write one of the values",
+                        )
+                    ]
+                ) from error
 
     def add_built_values(self, values: dict[str, Any], tree: Node) -> None:
         """Write the values that were read from built objects into the data of the saved configuration."""
@@ -181,21 +219,37 @@ class Links:
     def _known(self, link: Link, tree: Node) -> bool:
         fine = True
         if self.root.parameter_at(tree, link.target) is None and not _unknowable(self.root, tree, link.target):
-            self._report(link, explain(f"There is no parameter {link.target!r} to set", got=link.text) + nearest(link.target, self.root.known_keys(tree)))
+            self._report(
+                link,
+                explain(f"There is no parameter {link.target!r} to set", got=link.text)
+                + nearest(link.target, self.root.known_keys(tree)),
+            )
             fine = False
         for source in link.sources:
             if self.root.parameter_at(tree, source) is not None:
                 continue
             head, _, rest = source.partition(".")
-            kind = self.root.kind_at(tree, head) if head in OBJECTS else None
+            kind = made_by(self.root.kind_at(tree, head)) if head in OBJECTS else None
             if head not in OBJECTS or not rest:
-                self._report(link, explain(f"There is no parameter {source!r} to take a value from", got=link.text, why="beside parameters, only attributes of task and data can be linked") + nearest(source, self.root.known_keys(tree)))
+                self._report(
+                    link,
+                    explain(
+                        f"There is no parameter {source!r} to take a value from",
+                        got=link.text,
+                        why="beside parameters, only attributes of task and data can be linked",
+                    )
+                    + nearest(source, self.root.known_keys(tree)),
+                )
                 fine = False
             elif kind is not None:
                 names = attribute_names(kind)
                 first = rest.split(".")[0]
                 if names is not None and first not in names:
-                    self._report(link, explain(f"{kind.__name__} has neither a parameter nor an attribute {first!r}", got=link.text) + nearest(first, names))
+                    self._report(
+                        link,
+                        explain(f"{kind.__name__} has neither a parameter nor an attribute {first!r}", got=link.text)
+                        + nearest(first, names),
+                    )
                     fine = False
         return fine
 
@@ -203,18 +257,44 @@ class Links:
         for link in self.on_build:
             head = link.target.split(".")[0]
             if head not in OBJECTS:
-                self._report(link, explain("An attribute of a built object can only be given to task or data", got=link.text, fix="take it from a parameter"))
+                self._report(
+                    link,
+                    explain(
+                        "An attribute of a built object can only be given to task or data",
+                        got=link.text,
+                        fix="take it from a parameter",
+                    ),
+                )
             elif any(source.split(".")[0] == head for source in link.sources):
-                self._report(link, explain("Links go round in a circle", got=link.text, why=f"{head} would have to be built before itself", fix="take the value from a parameter"))
+                self._report(
+                    link,
+                    explain(
+                        "Links go round in a circle",
+                        got=link.text,
+                        why=f"{head} would have to be built before itself",
+                        fix="take the value from a parameter",
+                    ),
+                )
 
     def _sorted(self) -> list[Link]:
         ordered: list[Link] = []
         waiting = list(self.on_parse)
         while waiting:
             pending = {link.target for link in waiting}
-            ready = [link for link in waiting if not any(_touches(source, target) for source in link.sources for target in pending)]
+            ready = [
+                link
+                for link in waiting
+                if not any(_touches(source, target) for source in link.sources for target in pending)
+            ]
             if not ready:
-                self._report(waiting[0], explain("Links go round in a circle", got=" and ".join(link.text for link in waiting), fix="write one of the values"))
+                self._report(
+                    waiting[0],
+                    explain(
+                        "Links go round in a circle",
+                        got=" and ".join(link.text for link in waiting),
+                        fix="write one of the values",
+                    ),
+                )
                 return ordered
             ordered += ready
             waiting = [link for link in waiting if link not in ready]
@@ -242,8 +322,10 @@ class _Reader:
     heads: tuple[str, ...]
 
     def __call__(self, *objects: Any) -> Any:
-        built = dict(zip(self.heads, objects))
-        value = self.link.value_of([read_attribute(self.link, built[source.split(".")[0]], source) for source in self.link.sources])
+        built = dict(zip(self.heads, objects, strict=True))
+        value = self.link.value_of(
+            [read_attribute(self.link, built[source.split(".")[0]], source) for source in self.link.sources]
+        )
         explicit = self.link.explicit
         if explicit is not None and not explicit.is_null and str(plain(explicit)) != str(value):
             raise ConfigError([f"{self.link.origin}: {self.link.text}: {_conflict(self.link, explicit, value)}"])
@@ -261,16 +343,30 @@ def read_attribute(link: Link, owner: Any, source: str) -> Any:
         try:
             owner = getattr(owner, name)
         except Exception as error:  # a property may raise anything
-            raise ConfigError([f"{link.origin}: {link.text}: " + explain(f"Reading {name!r} of the built {type(owner).__name__} failed", why=f"{type(error).__name__}: {error}", fix="set the attribute in __init__; setup and prepare_data run later")]) from error
+            raise ConfigError(
+                [
+                    f"{link.origin}: {link.text}: "
+                    + explain(
+                        f"Reading {name!r} of the built {type(owner).__name__} failed",
+                        why=f"{type(error).__name__}: {error}",
+                        fix="set the attribute in __init__; setup and prepare_data run later",
+                    )
+                ]
+            ) from error
     return owner
 
 
 def _conflict(link: Link, explicit: Node, value: Any) -> str:
-    return explain(f"{link.target} has a value of its own and another one from this link", got=plain(explicit), why=f"{explicit.source} says {plain(explicit)!r}, the link says {value!r}", fix="remove the value or the link")
+    return explain(
+        f"{link.target} has a value of its own and another one from this link",
+        got=plain(explicit),
+        why=f"{explicit.source} says {plain(explicit)!r}, the link says {value!r}",
+        fix="remove the value or the link",
+    )
 
 
 def attribute_names(kind: type) -> set[str] | None:
-    """Return the attributes that objects of a class have by its source, or `None` when `__getattr__` makes that unknowable."""
+    """Return the attributes that objects of a class have by its source; `None` when that cannot be known."""
     names = set(dir(kind))
     for base in kind.__mro__[:-1]:
         if base.__module__.startswith("torch."):
@@ -280,7 +376,11 @@ def attribute_names(kind: type) -> set[str] | None:
             return None
         try:
             source = textwrap.dedent(inspect.getsource(base))
-            names |= {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+            names |= {
+                node.attr
+                for node in ast.walk(ast.parse(source))
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            }
         except (OSError, TypeError, SyntaxError):
             return None
     return names

@@ -1,7 +1,7 @@
 """From the text that names a class to the class, with an account of what went wrong on the way.
 
-A missing module, a missing attribute and a module that raises while it is imported are different mistakes with different
-remedies, so they are told apart.
+A missing module, a missing attribute and a module that raises while it is imported are different mistakes with
+different remedies, so they are told apart.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Union
 
 from taskloom.core.errors import explain, nearest
 
 
-class ClassNotFound(Exception):
+class ClassNotFoundError(Exception):
     """Why a name led to no class; the text is ready to be shown."""
 
 
@@ -26,8 +27,8 @@ class ClassNotFound(Exception):
 def importable(folders: Iterable[str | Path]) -> Iterator[None]:
     """Put folders in front of `sys.path`, as Python does with the folder of a script, until the block ends.
 
-    The working folder and the folders of configuration files come here, so `--task my_task.MyTask` works beside `my_task.py`
-    without an installation. Modules stay imported afterwards; only the search path is restored.
+    The working folder and the folders of configuration files come here, so `--task my_task.MyTask` works beside
+    `my_task.py` without an installation. Modules stay imported afterwards; only the search path is restored.
     """
     before = list(sys.path)
     wanted = list(dict.fromkeys(str(Path(folder).resolve()) for folder in folders))
@@ -40,26 +41,32 @@ def importable(folders: Iterable[str | Path]) -> Iterator[None]:
         sys.path[:] = [*added, *before]
 
 
-def locate(name: str, bases: Sequence[type]) -> type:
-    """Return the class that `name` stands for.
+Maker = Union[type, Callable[..., Any]]
+
+
+def locate(name: str, bases: Sequence[type]) -> Maker:
+    """Return the class, or the function that makes an object, that `name` stands for.
 
     Args:
-        name: an import path, or the bare name of a class that is imported already and unique among the subclasses of `bases`.
+        name: an import path, or the bare name of a class that is imported already and unique among the subclasses of
+            `bases`.
         bases: what it should derive from; used to find bare names, not checked here.
 
     Raises:
-        ClassNotFound: there is no such class; the text says why.
+        ClassNotFoundError: there is no such class; the text says why.
     """
     if "." not in name:
         return _by_bare_name(name, bases)
     parts = name.split(".")
     if not all(part.isidentifier() for part in parts):
-        raise ClassNotFound(explain("This is not an import path", got=name, fix="write module.Class, without file endings or slashes"))
+        raise ClassNotFoundError(
+            explain("This is not an import path", got=name, fix="write module.Class, without file endings or slashes")
+        )
     for length in range(len(parts) - 1, 0, -1):
         module = _module(".".join(parts[:length]), name)
         if module is not None:
             return _attribute(module, parts[length:], name)
-    raise ClassNotFound(_no_module(parts[0], name))
+    raise ClassNotFoundError(_no_module(parts[0], name))
 
 
 def subclasses(bases: Sequence[type]) -> list[type]:
@@ -74,8 +81,8 @@ def subclasses(bases: Sequence[type]) -> list[type]:
     return [kind for kind in found if "<locals>" not in kind.__qualname__ and not kind.__name__.startswith("_")]
 
 
-def import_path(kind: type) -> str:
-    """Return the path that imports a class."""
+def import_path(kind: Maker) -> str:
+    """Return the path that imports a class or a function."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -86,8 +93,17 @@ def _by_bare_name(name: str, bases: Sequence[type]) -> type:
         return named[0]
     kinds = " or ".join(base.__name__ for base in bases)
     if named:
-        raise ClassNotFound(explain(f"Several imported classes have this name: {', '.join(import_path(kind) for kind in named)}", got=name, fix="write the import path of one of them"))
-    raise ClassNotFound(explain(f"No imported subclass of {kinds} has this name", got=name, fix=f"write its import path, module.{name}") + nearest(name, [kind.__name__ for kind in known]))
+        raise ClassNotFoundError(
+            explain(
+                f"Several imported classes have this name: {', '.join(import_path(kind) for kind in named)}",
+                got=name,
+                fix="write the import path of one of them",
+            )
+        )
+    raise ClassNotFoundError(
+        explain(f"No imported subclass of {kinds} has this name", got=name, fix=f"write its import path, module.{name}")
+        + nearest(name, [kind.__name__ for kind in known])
+    )
 
 
 def _module(path: str, name: str) -> ModuleType | None:
@@ -96,28 +112,42 @@ def _module(path: str, name: str) -> ModuleType | None:
     except ModuleNotFoundError as error:
         if error.name is not None and (path == error.name or path.startswith(error.name + ".")):
             return None
-        raise ClassNotFound(_module_raised(path, name, error)) from error
+        raise ClassNotFoundError(_module_raised(path, name, error)) from error
     except Exception as error:  # a module may raise anything while it runs
-        raise ClassNotFound(_module_raised(path, name, error)) from error
+        raise ClassNotFoundError(_module_raised(path, name, error)) from error
 
 
-def _attribute(module: ModuleType, names: Sequence[str], path: str) -> type:
-    owner: object = module
+def _attribute(module: ModuleType, names: Sequence[str], path: str) -> Maker:
+    owner: Any = module
     for attribute in names:
-        members = dict(inspect.getmembers_static(owner)) if sys.version_info >= (3, 11) else dict(inspect.getmembers(owner))
-        if attribute not in members and not _lazy(owner, attribute):
-            classes = [key for key, value in members.items() if inspect.isclass(value) and value.__module__ == module.__name__]
+        if not _present(owner, attribute):
+            classes = [
+                key
+                for key, value in vars(owner).items()
+                if inspect.isclass(value) and value.__module__ == module.__name__
+            ]
             where = f"The module {module.__name__!r}" if owner is module else f"The class {owner!r}"
             listed = f"it has {', '.join(classes)}" if 0 < len(classes) <= 8 else ""
-            raise ClassNotFound(explain(f"{where} ({_file(module)}) has no {attribute!r}", got=path, why=listed, fix="correct the name") + nearest(attribute, classes))
+            raise ClassNotFoundError(
+                explain(f"{where} ({_file(module)}) has no {attribute!r}", got=path, why=listed, fix="correct the name")
+                + nearest(attribute, classes)
+            )
         owner = getattr(owner, attribute)
-    if not inspect.isclass(owner):
-        raise ClassNotFound(explain("The import path leads to something that is no class", got=path, why=f"it is a {type(owner).__name__}", fix="name a class"))
-    return owner
+    if not inspect.isclass(owner) and not inspect.isfunction(owner):
+        raise ClassNotFoundError(
+            explain(
+                "The import path leads to something that is no class",
+                got=path,
+                why=f"it is a {type(owner).__name__}",
+                fix="name a class",
+            )
+        )
+    made: Maker = owner
+    return made
 
 
-def _lazy(owner: object, attribute: str) -> bool:
-    """Whether a module's own `__getattr__` (PEP 562) gives the attribute."""
+def _present(owner: object, attribute: str) -> bool:
+    """Whether the attribute exists, be it made on demand by a module's own `__getattr__` (PEP 562)."""
     try:
         getattr(owner, attribute)
     except AttributeError:
@@ -137,10 +167,16 @@ def _short(path: str) -> str:
 
 
 def _no_module(top: str, name: str) -> str:
-    folders = [entry for entry in sys.path if entry and Path(entry).is_dir() and "site-packages" not in entry and "lib/python" not in entry]
+    folders = [
+        entry
+        for entry in sys.path
+        if entry and Path(entry).is_dir() and "site-packages" not in entry and "lib/python" not in entry
+    ]
     near: list[str] = []
     for folder in folders:
-        near += [path.stem for path in Path(folder).glob("*.py")] + [path.parent.name for path in Path(folder).glob("*/__init__.py")]
+        near += [path.stem for path in Path(folder).glob("*.py")] + [
+            path.parent.name for path in Path(folder).glob("*/__init__.py")
+        ]
     what = explain(
         f"There is no module {top!r}",
         got=name,
@@ -154,8 +190,17 @@ def _module_raised(path: str, name: str, error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         where = f"{_short(error.filename)}:{error.lineno}"
     else:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen") and "importlib" not in frame.filename]
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if not frame.filename.startswith("<frozen") and "importlib" not in frame.filename
+        ]
         own = [frame for frame in frames if Path(frame.filename).resolve() != Path(__file__).resolve()]
         where = f"{_short(own[-1].filename)}:{own[-1].lineno}" if own else path
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return explain(f"The module {path!r} exists, but raised an error while it was imported", got=name, why=f"{type(error).__name__} at {where}: {text}", fix="run python on that file, or correct it")
+    return explain(
+        f"The module {path!r} exists, but raised an error while it was imported",
+        got=name,
+        why=f"{type(error).__name__} at {where}: {text}",
+        fix="run python on that file, or correct it",
+    )

@@ -21,7 +21,14 @@ def run(args: Sequence[str]) -> None:
     templates = find_templates()
     if options.update:
         if options.destination is not None:
-            raise ConfigError([f"argument {options.destination}: " + explain("An update takes the project's folder only", fix=f"task new --update {options.destination}")])
+            raise ConfigError(
+                [
+                    f"argument {options.destination}: "
+                    + explain(
+                        "An update takes the project's folder only", fix=f"task new --update {options.destination}"
+                    )
+                ]
+            )
         folder = Path(options.template or ".")
         template, changes = update(folder, templates, answers)
         _report(folder, template.name, changes)
@@ -37,7 +44,12 @@ def run(args: Sequence[str]) -> None:
         return
     template = choose(options.template, templates)
     if options.destination is None:
-        raise ConfigError(["destination: " + explain("The folder of the new project is not named", fix=f"task new {template.name} my-project")])
+        raise ConfigError(
+            [
+                "destination: "
+                + explain("The folder of the new project is not named", fix=f"task new {template.name} my-project")
+            ]
+        )
     folder = Path(options.destination)
     files = create(template, folder, answers)
     print(f"{len(files)} files written to {folder} from the template {template.name!r}. Next:\n")
@@ -46,16 +58,40 @@ def run(args: Sequence[str]) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="task new", description="Start a project from a template; without arguments, list the templates.")
-    parser.add_argument("template", nargs="?", metavar="TEMPLATE", help="name of a template; with --update, the project's folder (default: here)")
+    parser = ArgumentParser(
+        prog="task new", description="Start a project from a template; without arguments, list the templates."
+    )
+    parser.add_argument(
+        "template",
+        nargs="?",
+        metavar="TEMPLATE",
+        help="name of a template; with --update, the project's folder (default: here)",
+    )
     parser.add_argument("destination", nargs="?", metavar="FOLDER", help="new or empty folder for the project")
-    parser.add_argument("--data", action="append", default=[], metavar="KEY=VALUE", help="answer to a question of the template in place of its default; may be repeated")
-    parser.add_argument("--update", action="store_true", help="bring a project to the present state of its template; your changes are kept, or marked where both sides changed the same lines")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="answer to a question of the template in place of its default; may be repeated",
+    )
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help=(
+            "bring a project to the present state of its template; your changes are "
+            "kept, or marked where both sides changed the same lines"
+        ),
+    )
     return parser
 
 
 def _answers(given: Sequence[str]) -> dict[str, str]:
-    problems = [f"--data {text}: " + explain("An answer is written KEY=VALUE", got=text, fix="--data project_name=digits") for text in given if not text.partition("=")[1] or not text.partition("=")[0]]
+    problems = [
+        f"--data {text}: " + explain("An answer is written KEY=VALUE", got=text, fix="--data project_name=digits")
+        for text in given
+        if not text.partition("=")[1] or not text.partition("=")[0]
+    ]
     if problems:
         raise ConfigError(problems)
     return {key: value for key, _, value in (text.partition("=") for text in given)}

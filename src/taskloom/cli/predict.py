@@ -1,7 +1,7 @@
 """`task predict`: predictions, written with `--output` in a format that holds data only.
 
-`.jsonl` takes anything made of tensors, numbers, texts, lists and dicts, one line per sample; `.safetensors` takes tensors. Both can be read
-without running code, unlike a pickle.
+`.jsonl` takes anything made of tensors, numbers, texts, lists and dicts, one line per sample; `.safetensors` takes
+tensors. Both can be read without running code, unlike a pickle.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,7 +28,14 @@ def execute(cli: TaskCLI) -> None:
     output = cli.options["output"]
     path = None if output is None else Path(output)
     if path is not None and path.suffix not in _SUFFIXES:
-        raise ConfigError(["output: " + explain("Predictions are written as .jsonl or .safetensors", got=output, fix="--output predictions.jsonl")])
+        raise ConfigError(
+            [
+                "output: "
+                + explain(
+                    "Predictions are written as .jsonl or .safetensors", got=output, fix="--output predictions.jsonl"
+                )
+            ]
+        )
     cli.result = cli.trainer.predict(cli.task, datamodule=cli.data, ckpt_path=cli.ckpt_path)
     if not cli.trainer.is_global_zero:
         return
@@ -44,7 +51,8 @@ def execute(cli: TaskCLI) -> None:
 def write_jsonl(batches: Iterable[Any], path: Path) -> int:
     """Write one line per sample and return how many.
 
-    A batch that is a tensor, a list, or a dict of those with a common length is split into its samples; any other is one line.
+    A batch that is a tensor, a list, or a dict of those with a common length is split into its samples; any other is
+    one line.
 
     Raises:
         TypeError: a prediction holds something that is not data.
@@ -59,7 +67,7 @@ def write_jsonl(batches: Iterable[Any], path: Path) -> int:
 
 
 def write_safetensors(batches: Iterable[Any], path: Path) -> int:
-    """Concatenate tensors, or dicts of tensors, along their first dimension, write them and return the number of samples.
+    """Write tensors, or dicts of them, joined along their first dimension, and return the number of samples.
 
     Raises:
         TypeError: a prediction is neither.
@@ -69,16 +77,27 @@ def write_safetensors(batches: Iterable[Any], path: Path) -> int:
         named = batch if isinstance(batch, Mapping) else {"predictions": batch}
         for name, value in named.items():
             if not isinstance(value, Tensor):
-                raise TypeError(explain("A .safetensors file holds tensors only", got=f"{type(value).__name__} under {name!r}", fix="--output predictions.jsonl, or return tensors from predict_step"))
+                raise TypeError(
+                    explain(
+                        "A .safetensors file holds tensors only",
+                        got=f"{type(value).__name__} under {name!r}",
+                        fix="--output predictions.jsonl, or return tensors from predict_step",
+                    )
+                )
             columns.setdefault(str(name), []).append(value.detach().cpu())
-    joined = {name: (torch.cat(parts) if parts[0].ndim else torch.stack(parts)).contiguous() for name, parts in columns.items()}
+    joined = {
+        name: (torch.cat(parts) if parts[0].ndim else torch.stack(parts)).contiguous()
+        for name, parts in columns.items()
+    }
     save_file(joined, path)
     return max((len(value) for value in joined.values()), default=0)
 
 
 def _batches(result: Any) -> Iterator[Any]:
     """Yield the predictions batch by batch, whether there were one or several loaders."""
-    several = bool(result) and all(isinstance(loader, list) and loader and isinstance(loader[0], (Tensor, Mapping)) for loader in result)
+    several = bool(result) and all(
+        isinstance(loader, list) and loader and isinstance(loader[0], (Tensor, Mapping)) for loader in result
+    )
     for item in result or ():
         if several:
             yield from item
@@ -87,13 +106,18 @@ def _batches(result: Any) -> Iterator[Any]:
 
 
 def _samples(batch: Any) -> Iterator[Any]:
-    if isinstance(batch, Tensor) and batch.ndim:
+    if (isinstance(batch, Tensor) and batch.ndim) or isinstance(batch, (list, tuple)):
         yield from batch
-    elif isinstance(batch, (list, tuple)):
-        yield from batch
-    elif isinstance(batch, Mapping) and batch and all(isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim) for value in batch.values()) and len({len(value) for value in batch.values()}) == 1:
-        for row in zip(*batch.values()):
-            yield dict(zip(batch, row))
+    elif (
+        isinstance(batch, Mapping)
+        and batch
+        and all(
+            isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim) for value in batch.values()
+        )
+        and len({len(value) for value in batch.values()}) == 1
+    ):
+        for row in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, row, strict=True))
     else:
         yield batch
 
@@ -107,12 +131,23 @@ def _data(value: Any) -> Any:
         return [_data(item) for item in value]
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise TypeError(explain("A prediction holds something that cannot be written as data", got=type(value).__name__, fix="return tensors, numbers, texts, lists or dicts from predict_step"))
+    raise TypeError(
+        explain(
+            "A prediction holds something that cannot be written as data",
+            got=type(value).__name__,
+            fix="return tensors, numbers, texts, lists or dicts from predict_step",
+        )
+    )
 
 
 STAGE = Stage(
     "predict",
     "Run the prediction loop and, with --output, write the predictions.",
     execute=execute,
-    options={"output": (Parameter("output", Optional[str], None), "File to write: .jsonl (one line per sample) or .safetensors (tensors).")},
+    options={
+        "output": (
+            Parameter("output", str | None, None),
+            "File to write: .jsonl (one line per sample) or .safetensors (tensors).",
+        )
+    },
 )

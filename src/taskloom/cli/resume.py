@@ -1,4 +1,4 @@
-"""The configuration that a checkpoint was made with, as the lowest layer: `task test --ckpt_path X` needs no other argument."""
+"""The configuration of a checkpoint as the lowest layer: `task test --ckpt_path X` needs no other argument."""
 
 from __future__ import annotations
 

@@ -1,21 +1,21 @@
 """The keys of a stage configuration and the jsonargparse parser that stands for them.
 
-`Trainer`'s parameters are root keys; `task`, `data`, `optimizer` and `lr_scheduler` hold classes. The parser is the authority on types,
-defaults, help and instantiation; the table of parameters beside it lets the other parts name keys.
+`Trainer`'s parameters are root keys; `task`, `data`, `optimizer` and `lr_scheduler` hold classes. The parser is the
+authority on types, defaults, help and instantiation; the table of parameters beside it lets the other parts name keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from taskloom.cli.layers import PREFIX
-from taskloom.cli.locate import ClassNotFound, import_path, locate
+from taskloom.cli.locate import ClassNotFoundError, Maker, import_path, locate
 from taskloom.cli.schema import UNTYPED, Parameter, add_class, branches, built_class, is_options, item_type, parameters
 from taskloom.cli.tree import CLASS_PATH, Node, class_arguments, class_name, find, node_of, split_key
 from taskloom.core.data import DataModule
@@ -25,9 +25,10 @@ from taskloom.optim.registry import OPTIMIZERS, SCHEDULERS
 from taskloom.trainer import Trainer
 
 _EPILOG = (
-    f"Every key may stand in a configuration file, in an environment variable ({PREFIX}MAX_EPOCHS, {PREFIX}TASK__LR), or on the command line. "
-    "Defaults < files in order < environment < flags. A list grows with --callbacks+ CLASS and shrinks with --callbacks- CLASS; "
-    "${key} takes the value of another key."
+    "Every key may stand in a configuration file, in an environment variable "
+    f"({PREFIX}MAX_EPOCHS, {PREFIX}TASK__LR), or on the command line. "
+    "Defaults < files in order < environment < flags. "
+    "A list grows with --callbacks+ CLASS and shrinks with --callbacks- CLASS; ${key} takes the value of another key."
 )
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -57,13 +58,13 @@ class Root:
         self.parameters: dict[str, Parameter] = {
             **parameters(Trainer),
             "task": Parameter("task", self.task, ABSENT),
-            **({"data": Parameter("data", Optional[self.data], None)} if self.data else {}),
-            "optimizer": Parameter("optimizer", Optional[OptimizerFactory], None),
-            "lr_scheduler": Parameter("lr_scheduler", Optional[SchedulerFactory], None),
-            "ckpt_path": Parameter("ckpt_path", Optional[str], None),
+            **({"data": Parameter("data", self.data | None, None)} if self.data else {}),
+            "optimizer": Parameter("optimizer", OptimizerFactory | None, None),
+            "lr_scheduler": Parameter("lr_scheduler", SchedulerFactory | None, None),
+            "ckpt_path": Parameter("ckpt_path", str | None, None),
             **self.extra,
         }
-        self.names: dict[str, Mapping[str, type]] = {"optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULERS}
+        self.names: dict[str, Mapping[str, Maker]] = {"optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULERS}
 
     @property
     def fixed(self) -> dict[str, type]:
@@ -73,7 +74,9 @@ class Root:
             found["data"] = self.data
         return found
 
-    def parser(self, prog: str, *, require_task: bool = True, description: str = "", shown: Mapping[str, type] | None = None) -> ArgumentParser:
+    def parser(
+        self, prog: str, *, require_task: bool = True, description: str = "", shown: Mapping[str, Maker] | None = None
+    ) -> ArgumentParser:
         """Build the parser.
 
         Args:
@@ -82,24 +85,60 @@ class Root:
             description: shown below it.
             shown: classes whose own parameters the help lists in place of "some subclass".
         """
-        parser = ArgumentParser(prog=prog, usage=f"{prog} [--config FILE] [--KEY VALUE ...]", description=description or None, epilog=_EPILOG, exit_on_error=False, print_config=None)
+        parser = ArgumentParser(
+            prog=prog,
+            usage=f"{prog} [--config FILE] [--KEY VALUE ...]",
+            description=description or None,
+            epilog=_EPILOG,
+            exit_on_error=False,
+            print_config=None,
+        )
         _add_meta_arguments(parser)
         for parameter in self.extra.values():
-            parser.add_argument(f"--{parameter.name}", type=parameter.annotation, default=parameter.default, help=self.extra_help.get(parameter.name))
+            parser.add_argument(
+                f"--{parameter.name}",
+                type=parameter.annotation,
+                default=parameter.default,
+                help=self.extra_help.get(parameter.name),
+            )
         parser.add_class_arguments(Trainer, None)
-        fixed = {**self.fixed, **(shown or {})}
+        fixed: dict[str, Maker] = {**self.fixed, **(shown or {})}
         for key, base in (("task", self.task), ("data", self.data)):
             if base is None:
                 continue
             if key in fixed:
                 add_class(parser, fixed[key], key)
             else:
-                parser.add_subclass_arguments(base, key, required=key == "task" and require_task, help=f"Import path of a {base.__name__}; its parameters follow as --{key}.NAME.", metavar="CLASS")
+                parser.add_subclass_arguments(
+                    base,
+                    key,
+                    required=key == "task" and require_task,
+                    help=f"Import path of a {base.__name__}; its parameters follow as --{key}.NAME.",
+                    metavar="CLASS",
+                )
         group = parser.add_argument_group("Optimizer and schedule of a task that has no configure_optimizers")
-        group.add_argument("--optimizer", type=Optional[OptimizerFactory], default=None, metavar="NAME | CLASS", help=f"{', '.join(sorted(OPTIMIZERS))}, or an import path; its parameters follow as --optimizer.NAME.")
-        group.add_argument("--lr_scheduler", type=Optional[SchedulerFactory], default=None, metavar="NAME | CLASS", help=f"{', '.join(sorted(SCHEDULERS))}, or an import path; its parameters follow as --lr_scheduler.NAME.")
+        group.add_argument(
+            "--optimizer",
+            type=OptimizerFactory | None,
+            default=None,
+            metavar="NAME | CLASS",
+            help=f"{', '.join(sorted(OPTIMIZERS))}, or an import path; its parameters follow as --optimizer.NAME.",
+        )
+        group.add_argument(
+            "--lr_scheduler",
+            type=SchedulerFactory | None,
+            default=None,
+            metavar="NAME | CLASS",
+            help=f"{', '.join(sorted(SCHEDULERS))}, or an import path; its parameters follow as --lr_scheduler.NAME.",
+        )
         group = parser.add_argument_group("Run")
-        group.add_argument("--ckpt_path", type=Optional[str], default=None, metavar="PATH", help="Checkpoint to continue from or to evaluate: a path, `last` or `best`.")
+        group.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            metavar="PATH",
+            help="Checkpoint to continue from or to evaluate: a path, `last` or `best`.",
+        )
         return parser
 
     def with_class_paths(self, tree: Node) -> Node:
@@ -112,20 +151,33 @@ class Root:
                 found[key] = Node({**node.value, CLASS_PATH: path}, node.source) if node.is_mapping else path
         return Node(found, tree.source)
 
-    def kind_at(self, tree: Node, key: str) -> type | None:
-        """Return the class that the configuration builds at a dotted key, or `None`."""
+    def kind_at(self, tree: Node, key: str) -> Maker | None:
+        """Return the class (or the function that makes its object) at a dotted key, or `None`."""
         if key in self.fixed:
             return self.fixed[key]
         parameter, node = self.parameter_at(tree, key), find(tree, key)
-        bases = [] if parameter is None else [kind for member in branches(parameter.annotation) for kind in [built_class(member)] if kind is not None]
+        bases = (
+            []
+            if parameter is None
+            else [
+                kind for member in branches(parameter.annotation) for kind in [built_class(member)] if kind is not None
+            ]
+        )
         if not bases and parameter is not None:
-            bases = [kind for member in branches(parameter.annotation) if item_type(member) not in (ABSENT, UNTYPED) for part in branches(item_type(member)) for kind in [built_class(part)] if kind is not None]
+            bases = [
+                kind
+                for member in branches(parameter.annotation)
+                if item_type(member) not in (ABSENT, UNTYPED)
+                for part in branches(item_type(member))
+                for kind in [built_class(part)]
+                if kind is not None
+            ]
         name = class_name(node) if node is not None else ""
         if not name:
             return bases[0] if node is not None and len(bases) == 1 and is_options(bases[0]) else None
         try:
             return locate(name, bases)
-        except ClassNotFound:
+        except ClassNotFoundError:
             return None
 
     def parameter_at(self, tree: Node, key: str) -> Parameter | None:
@@ -142,7 +194,11 @@ class Root:
     def default_at(self, tree: Node, key: str) -> Node | None:
         """Return the default of a parameter that no layer sets."""
         parameter = self.parameter_at(tree, key)
-        if parameter is None or parameter.required or not isinstance(parameter.default, (str, int, float, bool, list, tuple, dict, type(None))):
+        if (
+            parameter is None
+            or parameter.required
+            or not isinstance(parameter.default, (str, int, float, bool, list, tuple, dict, type(None)))
+        ):
             return None
         return node_of(parameter.default, "default")
 
@@ -176,6 +232,18 @@ class Root:
 
 
 def _add_meta_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", metavar="FILE", help="Configuration file; may be repeated, later ones win.")
-    parser.add_argument("--link", metavar="SOURCE=TARGET", help="Take a value from a parameter or from an attribute of the built object: data.num_classes=task.num_classes. May be repeated.")
-    parser.add_argument("--print_config", nargs="?", metavar="sources", help="Print the resulting configuration and exit; with =sources also where each value came from.")
+    parser.add_argument(
+        "--config", action="config", metavar="FILE", help="Configuration file; may be repeated, later ones win."
+    )
+    parser.add_argument(
+        "--link",
+        metavar="SOURCE=TARGET",
+        help="Take a value from a parameter or from an attribute of the built object: "
+        "data.num_classes=task.num_classes. May be repeated.",
+    )
+    parser.add_argument(
+        "--print_config",
+        nargs="?",
+        metavar="sources",
+        help="Print the resulting configuration and exit; with =sources also where each value came from.",
+    )

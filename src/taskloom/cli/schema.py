@@ -1,7 +1,7 @@
 """What a class accepts, as jsonargparse sees it.
 
-The signature is the schema: names, types and defaults come from `__init__` (followed through `*args` and `**kwargs`), help from
-the docstring. Whatever this package needs from inside jsonargparse is imported here and nowhere else.
+The signature is the schema: names, types and defaults come from `__init__` (followed through `*args` and `**kwargs`),
+help from the docstring. Whatever this package needs from inside jsonargparse is imported here and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, is_dataclass
+from enum import Enum
 from functools import cache
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse._parameter_resolvers import get_signature_parameters
@@ -21,6 +22,7 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 from taskloom.core.errors import ABSENT
 
 UNTYPED: Final = inspect.Parameter.empty
+_PLAIN_MODULES = frozenset({"builtins", "collections.abc", "typing", "pathlib", "datetime", "enum", "types"})
 _SCALARS = (int, float, str, bool, type(None))
 
 
@@ -48,7 +50,10 @@ class Parameter:
 def parameters(kind: Callable[..., Any]) -> Mapping[str, Parameter]:
     """Return the parameters of a class, or of a function, by name."""
     found = get_signature_parameters(kind, None, logger=False)
-    return {item.name: Parameter(item.name, item.annotation, ABSENT if item.default is UNTYPED else item.default) for item in found}
+    return {
+        item.name: Parameter(item.name, item.annotation, ABSENT if item.default is UNTYPED else item.default)
+        for item in found
+    }
 
 
 def branches(annotation: Any) -> tuple[Any, ...]:
@@ -67,13 +72,7 @@ def is_class(annotation: Any) -> bool:
         return False
     if issubclass(origin, (str, bytes, int, float, list, tuple, set, frozenset, dict)):
         return False
-    return not (origin.__module__ in ("builtins", "collections.abc", "typing", "pathlib", "datetime", "enum", "types") or _is_enum(origin))
-
-
-def _is_enum(kind: type) -> bool:
-    from enum import Enum
-
-    return issubclass(kind, Enum)
+    return not (origin.__module__ in _PLAIN_MODULES or issubclass(origin, Enum))
 
 
 def built_class(annotation: Any) -> type | None:
@@ -85,12 +84,24 @@ def built_class(annotation: Any) -> type | None:
     return kind if is_class(annotation) and isinstance(kind, type) else None
 
 
-def add_class(parser: ArgumentParser, kind: type, key: str, skip: int = 0) -> None:
-    """Add the parameters of a class under `key`; the `--key FILE` that jsonargparse adds beside them is kept out of the help."""
-    parser.add_class_arguments(kind, key, fail_untyped=False, skip={skip} if skip else None)
+def add_class(parser: ArgumentParser, kind: Callable[..., Any], key: str, skip: int = 0) -> None:
+    """Add the parameters of a class under `key`, hiding the `--key FILE` that jsonargparse adds beside them."""
+    add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+    add(kind, key, fail_untyped=False, skip={skip} if skip else None)
     for action in parser._actions:
         if action.dest == key:
             action.help = SUPPRESS
+
+
+def made_by(maker: Any) -> type | None:
+    """Return the class of what a class or an annotated function makes; `None` when a function does not say."""
+    if inspect.isclass(maker):
+        return maker
+    try:
+        returned = get_type_hints(maker).get("return")
+    except (NameError, TypeError):
+        return None
+    return returned if inspect.isclass(returned) else None
 
 
 def is_options(kind: type) -> bool:
@@ -99,9 +110,13 @@ def is_options(kind: type) -> bool:
 
 
 def item_type(annotation: Any) -> Any:
-    """Return the type of the items of a sequence type, `UNTYPED` when it has none, `ABSENT` when this is no sequence."""
+    """Return the item type of a sequence type: `UNTYPED` when it has none, `ABSENT` when this is no sequence."""
     origin = get_origin(annotation) or annotation
-    if not inspect.isclass(origin) or issubclass(origin, (str, bytes, Mapping)) or not issubclass(origin, (Sequence, AbstractSet)):
+    if (
+        not inspect.isclass(origin)
+        or issubclass(origin, (str, bytes, Mapping))
+        or not issubclass(origin, (Sequence, AbstractSet))
+    ):
         return ABSENT
     args = [arg for arg in get_args(annotation) if arg is not ...]
     return args[0] if args else UNTYPED
@@ -155,9 +170,15 @@ def _word(annotation: Any) -> str:
         return f"a mapping of {describe(args[0])} to {describe(args[1])}" if len(args) == 2 else "a mapping"
     item = item_type(annotation)
     if item is not ABSENT:
-        return "a list" if item is UNTYPED else f"a list of ({describe(item)})" if len(branches(item)) > 1 else f"a list of {describe(item)}"
+        return (
+            "a list"
+            if item is UNTYPED
+            else f"a list of ({describe(item)})"
+            if len(branches(item)) > 1
+            else f"a list of {describe(item)}"
+        )
     if inspect.isclass(annotation):
-        if _is_enum(annotation):
-            return " or ".join(repr(member) for member in annotation.__members__)
+        if issubclass(annotation, Enum):
+            return " or ".join(repr(name) for name in annotation.__members__)
         return annotation.__name__
     return str(annotation)

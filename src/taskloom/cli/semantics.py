@@ -1,6 +1,7 @@
 """What a type cannot say: whether an interval can be read, a precision exists, a policy's options go together.
 
-Each check builds nothing heavier than a small record of options, so `task check` and the start of every run can afford all of them.
+Each check builds nothing heavier than a small record of options, so `task check` and the start of every run can afford
+all of them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,18 @@ from jsonargparse import ArgumentError, ArgumentParser
 from taskloom.cli.explain import placed
 from taskloom.cli.interpolate import is_reference
 from taskloom.cli.root import Root
-from taskloom.cli.schema import branches, built_class, is_options
+from taskloom.cli.schema import branches, built_class, is_options, made_by
 from taskloom.cli.tree import Node, class_name, plain, walk
 from taskloom.core.errors import ConfigError, explain
 from taskloom.core.interval import parse_seconds
-from taskloom.core.policies import Accumulation, DebugOptions, GradientClipping, LimitBatches, RunFolder, ValidationPolicy
+from taskloom.core.policies import (
+    Accumulation,
+    DebugOptions,
+    GradientClipping,
+    LimitBatches,
+    RunFolder,
+    ValidationPolicy,
+)
 from taskloom.core.task import TaskModule
 
 Check = Callable[[Any], object]
@@ -54,18 +62,44 @@ def check_values(root: Root, tree: Node, problems: list[str]) -> None:
 
 def check_optimizer(root: Root, tree: Node, stage: str, problems: list[str]) -> None:
     """Check that the task and the command line agree on who makes the optimizer."""
-    task = root.kind_at(tree, "task")
+    task = made_by(root.kind_at(tree, "task"))
     optimizer, scheduler = (_given(tree, key) for key in ("optimizer", "lr_scheduler"))
     if task is None or not issubclass(task, TaskModule):
         return
     overridden = task.configure_optimizers is not TaskModule.configure_optimizers
     for key, node in (("optimizer", optimizer), ("lr_scheduler", scheduler)):
         if node is not None and overridden:
-            problems.append(placed(node, key, explain(f"{task.__name__} makes its own optimizer in configure_optimizers, so none can be chosen here", got=class_name(node), fix=f"remove {key}, or remove configure_optimizers from {task.__name__}")))
+            problems.append(
+                placed(
+                    node,
+                    key,
+                    explain(
+                        f"{task.__name__} makes its own optimizer in configure_optimizers, so none can be chosen here",
+                        got=class_name(node),
+                        fix=f"remove {key}, or remove configure_optimizers from {task.__name__}",
+                    ),
+                )
+            )
     if scheduler is not None and optimizer is None and not overridden:
-        problems.append(placed(scheduler, "lr_scheduler", explain("A learning-rate schedule needs an optimizer to act on", got=class_name(scheduler), fix="pass --optimizer adamw too")))
+        problems.append(
+            placed(
+                scheduler,
+                "lr_scheduler",
+                explain(
+                    "A learning-rate schedule needs an optimizer to act on",
+                    got=class_name(scheduler),
+                    fix="pass --optimizer adamw too",
+                ),
+            )
+        )
     elif optimizer is None and not overridden and stage == "fit":
-        problems.append("optimizer: " + explain(f"{task.__name__} has no configure_optimizers, and no optimizer is chosen", fix="pass --optimizer adamw --optimizer.lr 1e-3, or write configure_optimizers"))
+        problems.append(
+            "optimizer: "
+            + explain(
+                f"{task.__name__} has no configure_optimizers, and no optimizer is chosen",
+                fix="pass --optimizer adamw --optimizer.lr 1e-3, or write configure_optimizers",
+            )
+        )
 
 
 def _given(tree: Node, key: str) -> Node | None:
@@ -75,7 +109,9 @@ def _given(tree: Node, key: str) -> Node | None:
 
 def _unreadable(node: Node) -> bool:
     """Whether a value names classes other than options, or holds a reference that could not be resolved."""
-    return any(is_reference(item.value) for _, item in [("", node), *walk(node)]) or any(item.is_spec for _, item in [("", node), *walk(node)])
+    return any(is_reference(item.value) for _, item in [("", node), *walk(node)]) or any(
+        item.is_spec for _, item in [("", node), *walk(node)]
+    )
 
 
 def _built(annotation: Any, node: Node) -> Any:

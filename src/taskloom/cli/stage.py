@@ -1,4 +1,4 @@
-"""What the stage commands share: a stage is one method of the `Trainer`, the options it adds, and what is done with its result."""
+"""A stage command: one method of the `Trainer`, the options it adds, and what is done with its result."""
 
 from __future__ import annotations
 

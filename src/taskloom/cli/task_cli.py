@@ -3,7 +3,8 @@
     if __name__ == "__main__":
         TaskCLI(MyTask, MyData)
 
-gives a project `python train.py fit|validate|test|predict|check` with the parameters of its two classes as `--task.*` and `--data.*`.
+gives a project `python train.py fit|validate|test|predict|check` with the parameters of its two classes as `--task.*`
+and `--data.*`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from taskloom.cli.locate import importable
 from taskloom.cli.resume import checkpoint_layer, print_changes
 from taskloom.cli.root import Root
 from taskloom.cli.schema import Parameter, parameters
-from taskloom.cli.tree import Node, node_of
+from taskloom.cli.tree import node_of
 from taskloom.core.data import DataModule
 from taskloom.core.errors import ConfigError, explain, nearest
 from taskloom.core.seed import seed_everything
@@ -64,7 +65,8 @@ class TaskCLI:
     """Read a configuration, build what it describes, run a stage.
 
     Args:
-        task_class: the task, or with `subclass_mode_task` the base of those that `--task` may choose. Any `TaskModule` by default.
+        task_class: the task, or with `subclass_mode_task` the base of those that `--task` may choose. Any `TaskModule`
+            by default.
         data_class: the same for the data.
         args: the command line without the program's name; by default that of the process.
         run: run the stage; if False the objects are only built, and the stage is left out of `args`.
@@ -82,14 +84,15 @@ class TaskCLI:
         result: what the stage returned.
 
     Raises:
-        ConfigError: the configuration has problems and `args` were given. With the command line of the process they are printed
-            and the process exits with 2; Ctrl-C exits with 130.
+        ConfigError: the configuration has problems and `args` were given. With the command line of the process they are
+            printed and the process exits with 2; Ctrl-C exits with 130.
     """
 
     trainer: Trainer
     task: TaskModule
     data: DataModule | None = None
     configuration: Configuration
+    ckpt_path: str | None
 
     def __init__(
         self,
@@ -114,7 +117,6 @@ class TaskCLI:
             self.link(*link)
         self.options: dict[str, Any] = {}
         self.result: Any = None
-        self.ckpt_path: str | None = None
         name = prog or Path(sys.argv[0]).name
         if args is not None:
             self._start(list(args), run, name)
@@ -125,7 +127,8 @@ class TaskCLI:
         """Let `target` take its value from `source`; call it in an override of `add_arguments`, or pass `links`.
 
         Args:
-            source: a parameter (`data.batch_size`) or an attribute of the built object (`data.num_classes`); several with `compute`.
+            source: a parameter (`data.batch_size`) or an attribute of the built object (`data.num_classes`); several
+                with `compute`.
             target: a parameter of the task or the data.
             compute: makes the value of those of the sources.
         """
@@ -154,7 +157,13 @@ class TaskCLI:
                 return
             name = args.pop(0)
             if name not in STAGES:
-                raise ConfigError([f"command {name}: " + explain("There is no such command", got=name, fix=f"use one of {', '.join(STAGES)}") + nearest(name, STAGES)])
+                raise ConfigError(
+                    [
+                        f"command {name}: "
+                        + explain("There is no such command", got=name, fix=f"use one of {', '.join(STAGES)}")
+                        + nearest(name, STAGES)
+                    ]
+                )
         stage: Stage = import_module(STAGES[name].module).STAGE
         line = read_command_line(args)
         environment = dict(os.environ)
@@ -171,7 +180,9 @@ class TaskCLI:
         if line.help_for is not None:
             print_help(root, line, below, environment, prog, stage.description)
             return False
-        self.configuration = configure(root, line, environment=environment, below=below, links=self.links, prog=prog, stage=stage.needs)
+        self.configuration = configure(
+            root, line, environment=environment, below=below, links=self.links, prog=prog, stage=stage.needs
+        )
         if line.print_config is not None:
             print(self.configuration.printed(line.print_config == "sources"), end="")
             return False

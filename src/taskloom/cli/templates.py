@@ -1,8 +1,9 @@
 """Project templates: where they are, how they are rendered, and how a project follows a newer one.
 
-Templates are copier's, and copier renders them. Its own update, however, needs git on both sides: the project and the history of the template.
-A template inside a wheel has no history, so what a template once produced is remembered in the project (`.taskloom-template.json`) and
-becomes the common ancestor of a three-way merge. docs/decisions/cli-template-update.md tells what was tried.
+Templates are copier's, and copier renders them. Its own update, however, needs git on both sides: the project and the
+history of the template. A template inside a wheel has no history, so what a template once produced is remembered in the
+project (`.taskloom-template.json`) and becomes the common ancestor of a three-way merge.
+docs/decisions/cli-template-update.md tells what was tried.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Changes:
     Args:
         written: taken from the template because they were untouched, or new.
         merged: both sides changed them, in different places.
-        conflicts: both sides changed the same place; the file holds conflict markers, or the template's version stands beside it.
+        conflicts: both sides changed the same place; the file holds conflict markers, or the template's version stands
+            beside it.
         removed: the template dropped them and they were untouched.
         kept: the template dropped or changed them, but the project's own state was left alone.
     """
@@ -70,7 +72,7 @@ class Changes:
 
 
 def find_templates() -> dict[str, Template]:
-    """Return the templates by name: ours, and those that packages register under the entry point `taskloom.templates`."""
+    """Return the templates by name: ours, and those registered under the entry point `taskloom.templates`."""
     found = {}
     for parent in _own_folders():
         for folder in sorted(parent.iterdir()):
@@ -80,7 +82,16 @@ def find_templates() -> dict[str, Template]:
     for entry in entry_points(group="taskloom.templates"):
         folder = Path(entry.load())
         if not _has_questions(folder):
-            raise ConfigError([f"template {entry.name}: " + explain("A registered template has no copier.yml", got=str(folder), fix=f"correct or remove the package that registers {entry.value}")])
+            raise ConfigError(
+                [
+                    f"template {entry.name}: "
+                    + explain(
+                        "A registered template has no copier.yml",
+                        got=str(folder),
+                        fix=f"correct or remove the package that registers {entry.value}",
+                    )
+                ]
+            )
         found[entry.name] = _template(entry.name, folder)
     return found
 
@@ -92,7 +103,13 @@ def choose(name: str, templates: Mapping[str, Template]) -> Template:
         ConfigError: there is none of this name.
     """
     if name not in templates:
-        raise ConfigError([f"template {name}: " + explain("There is no such template", got=name, fix=f"use one of {', '.join(templates)}") + nearest(name, templates)])
+        raise ConfigError(
+            [
+                f"template {name}: "
+                + explain("There is no such template", got=name, fix=f"use one of {', '.join(templates)}")
+                + nearest(name, templates)
+            ]
+        )
     return templates[name]
 
 
@@ -104,7 +121,16 @@ def create(template: Template, destination: Path, answers: Mapping[str, str]) ->
         MissingPackageError: copier is not installed.
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConfigError([f"destination {destination}: " + explain("The folder is not empty", why="a new project must not overwrite files", fix="choose another name, or `task new --update` inside a project to follow its template")])
+        raise ConfigError(
+            [
+                f"destination {destination}: "
+                + explain(
+                    "The folder is not empty",
+                    why="a new project must not overwrite files",
+                    fix="choose another name, or `task new --update` inside a project to follow its template",
+                )
+            ]
+        )
     _check_answers(template, answers)
     given = _render(template, destination, answers)
     files = _contents(destination)
@@ -112,7 +138,9 @@ def create(template: Template, destination: Path, answers: Mapping[str, str]) ->
     return sorted(files)
 
 
-def update(destination: Path, templates: Mapping[str, Template], answers: Mapping[str, str]) -> tuple[Template, Changes]:
+def update(
+    destination: Path, templates: Mapping[str, Template], answers: Mapping[str, str]
+) -> tuple[Template, Changes]:
     """Bring a project to the present state of its template, keeping what its user changed.
 
     Raises:
@@ -157,7 +185,15 @@ def _template(name: str, folder: Path) -> Template:
 
 def _check_answers(template: Template, answers: Mapping[str, str]) -> None:
     known = template.questions
-    problems = [f"--data {name}: " + explain(f"The template {template.name!r} asks no such question", got=name, fix=f"use one of {', '.join(known)}") + nearest(name, known) for name in answers if name not in known]
+    problems = [
+        f"--data {name}: "
+        + explain(
+            f"The template {template.name!r} asks no such question", got=name, fix=f"use one of {', '.join(known)}"
+        )
+        + nearest(name, known)
+        for name in answers
+        if name not in known
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -170,20 +206,34 @@ def _render(template: Template, destination: Path, answers: Mapping[str, Any]) -
     except ImportError as error:
         raise missing_package("task new", "copier", "templates") from error
     try:
-        worker = run_copy(str(template.folder), destination, data=dict(answers), defaults=True, overwrite=True, quiet=True)
+        worker = run_copy(
+            str(template.folder), destination, data=dict(answers), defaults=True, overwrite=True, quiet=True
+        )
     except (CopierError, ValueError) as error:
-        raise ConfigError([f"template {template.name}: " + explain("copier refused to render it", why=str(error), fix="correct the answers given with --data")]) from error
+        raise ConfigError(
+            [
+                f"template {template.name}: "
+                + explain("copier refused to render it", why=str(error), fix="correct the answers given with --data")
+            ]
+        ) from error
     known = template.questions
     return {name: value for name, value in worker.answers.combined.items() if name in known}
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name not in _NOT_MERGED}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in _NOT_MERGED
+    }
 
 
 def _remember(destination: Path, template: Template, answers: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     record = {
-        "about": "What `task new` produced, so that `task new --update` can tell your changes from the template's. Commit it; do not edit it.",
+        "about": (
+            "What `task new` produced, so that `task new --update` can tell your "
+            "changes from the template's. Commit it; do not edit it."
+        ),
         "template": template.name,
         "taskloom": taskloom.__version__,
         "answers": answers,
@@ -199,9 +249,27 @@ def _recall(destination: Path) -> dict[str, Any]:
         if not {"template", "answers", "files"} <= set(record):
             raise ValueError("it lacks keys")
     except FileNotFoundError:
-        raise ConfigError([f"{path}: " + explain("This folder was not made by `task new`", why=f"{RECORD} is missing", fix="name the folder of a project: task new --update DEST")]) from None
+        raise ConfigError(
+            [
+                f"{path}: "
+                + explain(
+                    "This folder was not made by `task new`",
+                    why=f"{RECORD} is missing",
+                    fix="name the folder of a project: task new --update DEST",
+                )
+            ]
+        ) from None
     except (ValueError, TypeError) as error:
-        raise ConfigError([f"{path}: " + explain("The record of the template cannot be read", why=str(error), fix="restore the file from your history")]) from error
+        raise ConfigError(
+            [
+                f"{path}: "
+                + explain(
+                    "The record of the template cannot be read",
+                    why=str(error),
+                    fix="restore the file from your history",
+                )
+            ]
+        ) from error
     found: dict[str, Any] = record
     return found
 

@@ -1,8 +1,8 @@
 """A three-way merge of lines, for following a template without losing what its user wrote.
 
-The idea is that of diff3: text that both sides still share with the common ancestor cuts the files into sections, and in each section
-the side that changed wins; where both changed, differently, both are shown. Written here because the one library for
-it that needs no git is under the GPL.
+The idea is that of diff3: text that both sides still share with the common ancestor cuts the files into sections, and
+in each section the side that changed wins; where both changed, differently, both are shown. Written here because the
+one library for it that needs no git is under the GPL.
 """
 
 from __future__ import annotations
@@ -45,11 +45,19 @@ def merge_texts(base: str, ours: str, theirs: str, *, our_name: str = "yours", t
             found += our_part
         else:
             conflicts += 1
-            found += [f"<<<<<<< {our_name}\n", *_closed(our_part), "=======\n", *_closed(their_part), f">>>>>>> {their_name}\n"]
+            found += [
+                f"<<<<<<< {our_name}\n",
+                *_closed(our_part),
+                "=======\n",
+                *_closed(their_part),
+                f">>>>>>> {their_name}\n",
+            ]
     return Merged("".join(found), conflicts)
 
 
-def _sections(base: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> Iterator[tuple[list[str], list[str], list[str]]]:
+def _sections(
+    base: Sequence[str], ours: Sequence[str], theirs: Sequence[str]
+) -> Iterator[tuple[list[str], list[str], list[str]]]:
     """Cut the three files at the lines that all of them share; yield the shared and the differing parts in turn."""
     done = [0, 0, 0]
     for start, our_start, their_start, length in [*_shared(base, ours, theirs), (len(base), len(ours), len(theirs), 0)]:

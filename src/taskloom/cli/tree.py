@@ -1,7 +1,8 @@
 """Configuration as a tree of values that remember where they were written, and how one layer goes over another.
 
-Every layer (a file, the environment, a flag) becomes a tree of `Node`s. `overlay` puts a higher layer over a lower one without
-looking at any class, so all of them can be merged before anything is imported; what the values mean is decided afterwards.
+Every layer (a file, the environment, a flag) becomes a tree of `Node`s. `overlay` puts a higher layer over a lower one
+without looking at any class, so all of them can be merged before anything is imported; what the values mean is decided
+afterwards.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Node:
     @property
     def is_spec(self) -> bool:
         """Whether the value names a class (`class_path`) or holds its arguments under `init_args`."""
-        return isinstance(self.value, dict) and (CLASS_PATH in self.value or (bool(self.value) and set(self.value) <= SPEC_KEYS))
+        return isinstance(self.value, dict) and (
+            CLASS_PATH in self.value or (bool(self.value) and set(self.value) <= SPEC_KEYS)
+        )
 
     @property
     def is_null(self) -> bool:
@@ -138,8 +141,8 @@ def walk(node: Node, key: str = "") -> Iterator[tuple[str, Node]]:
 def overlay(lower: Node | None, higher: Node, problems: list[str], key: str = "") -> Node:
     """Put `higher` over `lower` and return the result; neither is changed.
 
-    Mappings are merged key by key, lists and scalars are replaced. A list is extended by `key+` and loses the items that
-    `key-` names. A class of another name starts without the arguments of the one before.
+    Mappings are merged key by key, lists and scalars are replaced. A list is extended by `key+` and loses the items
+    that `key-` names. A class of another name starts without the arguments of the one before.
 
     Args:
         lower: what earlier layers gave, if anything.
@@ -203,7 +206,11 @@ def _as_spec(node: Node) -> Node:
 def _settled(node: Node, problems: list[str], key: str) -> Node:
     """Return `node` as the first layer that has it: `key+` starts a list and `key-` has nothing to remove from."""
     if node.is_list:
-        return Node([_settled(item, problems, f"{key}.{number}") for number, item in enumerate(node.value)], node.source, node.folded)
+        return Node(
+            [_settled(item, problems, f"{key}.{number}") for number, item in enumerate(node.value)],
+            node.source,
+            node.folded,
+        )
     if not node.is_mapping:
         return node
     merged: dict[Any, Node] = {}
@@ -246,11 +253,19 @@ def _without(present: Node | None, names: Node, problems: list[str], key: str) -
     items = present.value if present is not None and present.is_list else []
     kept = list(items)
     for wanted in names.value if names.is_list else [names]:
-        matching = [item for item in kept if _same_class(item, wanted) or (not class_name(wanted) and plain(item) == plain(wanted))]
+        matching = [
+            item
+            for item in kept
+            if _same_class(item, wanted) or (not class_name(wanted) and plain(item) == plain(wanted))
+        ]
         if not matching:
             listed = [class_name(item) or str(plain(item)) for item in items]
             short = [name.rpartition(".")[2] for name in listed]
             fix = f"name one of {', '.join(listed)}" if listed else f"leave {key}- out, the list is empty"
-            problems.append(f"{names.source}: {key}-: " + explain("There is no such item to remove", got=plain(wanted), fix=fix) + nearest(str(plain(wanted)), [*listed, *short]))
+            problems.append(
+                f"{names.source}: {key}-: "
+                + explain("There is no such item to remove", got=plain(wanted), fix=fix)
+                + nearest(str(plain(wanted)), [*listed, *short])
+            )
         kept = [item for item in kept if item not in matching]
     return Node(kept, names.source)

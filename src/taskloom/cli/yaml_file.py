@@ -23,8 +23,10 @@ _Loader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$|^[-+]?[0-9][0-9_]*\.[0-9_]*[eE][0-9]+$"), list("-+0123456789")
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$|^[-+]?[0-9][0-9_]*\.[0-9_]*[eE][0-9]+$"),
+    list("-+0123456789"),
 )
 
 
@@ -37,12 +39,28 @@ def read_file(path: str) -> Node:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: " + explain("The configuration file cannot be read", why=_reason(error), fix="correct the path after --config")]) from error
+        raise ConfigError(
+            [
+                f"{path}: "
+                + explain(
+                    "The configuration file cannot be read", why=_reason(error), fix="correct the path after --config"
+                )
+            ]
+        ) from error
     tree = read_text(text, path)
     if tree.value is None:
         return Node({}, f"{path}:1")
     if not tree.is_mapping:
-        raise ConfigError([f"{tree.source}: " + explain("A configuration file holds a mapping of keys to values", got=tree.value if not tree.is_list else "a list", fix="write lines such as `max_epochs: 3`")])
+        raise ConfigError(
+            [
+                f"{tree.source}: "
+                + explain(
+                    "A configuration file holds a mapping of keys to values",
+                    got=tree.value if not tree.is_list else "a list",
+                    fix="write lines such as `max_epochs: 3`",
+                )
+            ]
+        )
     return tree
 
 
@@ -65,7 +83,7 @@ def read_text(text: str, name: str, source: str | None = None) -> Node:
     except yaml.YAMLError as error:
         raise ConfigError([_syntax_problem(error, name, source)]) from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     if problems:
         raise ConfigError(problems)
     return tree
@@ -80,7 +98,9 @@ def _syntax_problem(error: yaml.YAMLError, name: str, source: str | None) -> str
         return f"{source or name}: " + explain("This is not YAML", why=" ".join(str(error).split()))
     mark = error.problem_mark
     detail = ", ".join(part for part in (error.context, error.problem) if part)
-    return f"{source or f'{name}:{mark.line + 1}'}: " + explain(f"YAML syntax error at column {mark.column + 1}", why=detail)
+    return f"{source or f'{name}:{mark.line + 1}'}: " + explain(
+        f"YAML syntax error at column {mark.column + 1}", why=detail
+    )
 
 
 def _build(loader: _Loader, node: yaml.Node, name: str, source: str | None, problems: list[str]) -> Node:
@@ -88,20 +108,27 @@ def _build(loader: _Loader, node: yaml.Node, name: str, source: str | None, prob
     if isinstance(node, yaml.SequenceNode):
         return Node([_build(loader, item, name, source, problems) for item in node.value], here)
     if not isinstance(node, yaml.MappingNode):
-        return Node(loader.construct_object(node), here)  # type: ignore[no-untyped-call]
+        return Node(loader.construct_object(node), here)
     own = sum(1 for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
     loader.flatten_mapping(node)
     inherited = len(node.value) - own  # what `<<` brings in comes first, and may be overridden
     merged: dict[Any, Node] = {}
     written: dict[Any, str] = {}
     for number, (key_node, value_node) in enumerate(node.value):
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         at = source or f"{name}:{key_node.start_mark.line + 1}"
         if not isinstance(key, (str, int, float, bool)) and key is not None:
             problems.append(f"{at}: " + explain("A key is a name or a number", got=key))
             continue
         if key in written:
-            problems.append(f"{at}: {key}: " + explain("The key is written twice in the same mapping", why=f"the first is at {written[key]}", fix="keep one of them"))
+            problems.append(
+                f"{at}: {key}: "
+                + explain(
+                    "The key is written twice in the same mapping",
+                    why=f"the first is at {written[key]}",
+                    fix="keep one of them",
+                )
+            )
         if number >= inherited:
             written[key] = at
         merged[key] = Node(_build(loader, value_node, name, source, problems).value, at)
