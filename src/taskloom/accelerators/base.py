@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,8 @@ class Accelerator(ABC):
         name: what a user types.
         device_type: torch's name of the device.
         process_group_backend: of `torch.distributed` for tensors on these devices.
-        synchronous: reading a number from the device waits for nothing, so it may be done every step. True on a CPU only.
+        synchronous: reading a number from the device waits for nothing, so it may be done every step. True on a CPU
+            only.
     """
 
     name: ClassVar[str]
@@ -42,7 +44,7 @@ class Accelerator(ABC):
 
     @classmethod
     @abstractmethod
-    def parse_devices(cls, devices: int | str | list[int]) -> list[int]:
+    def parse_devices(cls, devices: int | str | Sequence[int]) -> list[int]:
         """Return device indices for `2` (how many), `"0,3"` or `[0, 3]` (which), `"auto"` or `-1` (all).
 
         Raises:
@@ -67,15 +69,19 @@ class Accelerator(ABC):
         return {}
 
     def rng_state(self, device: torch.device) -> torch.Tensor | None:
-        """Return the state of the device's generator, 1-dim uint8 on the CPU; None where the CPU's generator is the only one."""
+        """Return the state of the device's generator, 1-dim uint8 on the CPU; None where the CPU's is the only one."""
         return None
 
     def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
         """Restore what `rng_state` returned."""
 
     def supports(self, dtype: torch.dtype) -> bool:
-        """Return whether the device computes in `dtype`."""
+        """Return whether the device computes in `dtype`. Must not initialise the device."""
         return True
+
+    def advice(self, dtype: torch.dtype, device: torch.device) -> str:
+        """Return a sentence on why computing in a supported `dtype` is a poor choice on `device`, or an empty text."""
+        return ""
 
     def describe(self, device: torch.device) -> str:
         """Return the device's name for people."""
