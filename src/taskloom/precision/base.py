@@ -1,7 +1,7 @@
 """In which dtypes a model is kept, computed, reduced and stepped; one file beside this one per family.
 
-The policy is explicit and asserted on the real tensors after wrapping, because a switch of strategy that silently changes
-the master or reduction dtype changes the result (Accelerate issue 2624, torchtitan issue 1750).
+The policy is explicit and asserted on the real tensors after wrapping, because a switch of strategy that silently
+changes the master or reduction dtype changes the result (Accelerate issue 2624, torchtitan issue 1750).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,27 +44,40 @@ class DtypePolicy:
 class Precision(ABC):
     """A dtype policy and how it is carried out. Third parties register one through `taskloom.precisions`.
 
-    The defaults of the methods do nothing, which is right for full precision. The three flags let a hot loop leave out what
-    would do nothing; they are constant over the life of the object.
+    The defaults of the methods do nothing, which is right for full precision. The four flags let a hot loop leave out
+    what would do nothing; they are constant over the life of the object.
 
     Attributes:
         name: what a user types.
         policy: the dtypes.
+        device_type: torch's name of the device, known once `connect` was called.
         wraps_forward: `forward_context` is not empty.
         converts_input: `convert_input` changes something.
+        converts_output: `convert_output` changes something.
         scales_loss: `scale`, `unscale` and `step` do more than pass through, so a step can be skipped.
     """
 
-    name: ClassVar[str]
+    name: str
     policy: DtypePolicy
+    device_type: str = "cpu"
     wraps_forward: bool = False
     converts_input: bool = False
+    converts_output: bool = False
     scales_loss: bool = False
 
     @classmethod
     @abstractmethod
     def names(cls) -> tuple[str, ...]:
         """Return every text this class answers to, such as `("bf16-mixed", "16-mixed")`."""
+
+    @classmethod
+    @abstractmethod
+    def from_name(cls, name: str) -> Precision:
+        """Make the precision that one of `names` stands for, with its default options."""
+
+    def connect(self, device: torch.device) -> None:
+        """Learn on which device this process computes; the strategy calls it once, before anything else is asked."""
+        self.device_type = device.type
 
     def required_dtypes(self) -> tuple[torch.dtype, ...]:
         """Return the dtypes that the accelerator must support."""
@@ -89,6 +102,16 @@ class Precision(ABC):
     def forward_context(self) -> AbstractContextManager[Any]:
         """Context of a forward pass and its loss."""
         return nullcontext()
+
+    def autocast(self, enabled: bool = True, cache_enabled: bool = True) -> AbstractContextManager[Any]:
+        """Context in which operations choose the compute dtype, or with `enabled=False` do not.
+
+        Args:
+            enabled: False computes in the dtypes of the operands.
+            cache_enabled: keep the cast copies of weights until the outermost context ends.
+        """
+        del cache_enabled
+        return self.forward_context() if enabled else nullcontext()
 
     def scale(self, loss: Tensor) -> Tensor:
         """Return what the backward pass starts from."""
