@@ -1,4 +1,4 @@
-"""Starting the processes of a run, and bringing results, exceptions and exit codes back; one file beside this one per way."""
+"""Starting the processes of a run, and bringing results, exceptions and exit codes back; one file per way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run `function` in every process and return rank 0's result; an exception of the first failing rank is raised here."""
+        """Run `function` in every process and return rank 0's result; raise the exception of the first failing rank."""
 
 
 class InProcess(Launcher):

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from taskloom.strategies.base import Strategy
+from taskloom.strategies.single import SingleStrategy
 
-__all__ = ["Strategy"]
+__all__ = ["SingleStrategy", "Strategy"]

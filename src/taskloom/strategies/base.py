@@ -1,8 +1,9 @@
 """How a module is spread over processes and devices; one file beside this one per way.
 
-A strategy owns an accelerator, a precision and an environment. It wraps the module and the optimizers, runs backward passes
-and steps, speaks for the group of processes, says which part of the data a rank reads, and names the tensor shards a
-checkpoint consists of. It knows nothing of loops, callbacks or files, so `Fabric` and `Trainer` share the one hierarchy.
+A strategy owns an accelerator, a precision and an environment. It wraps the module and the optimizers, runs backward
+passes and steps, speaks for the group of processes, says which part of the data a rank reads, and names the tensor
+shards a checkpoint consists of. It knows nothing of loops, callbacks or files, so `Fabric` and `Trainer` share the one
+hierarchy.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Strategy(ABC):
 
     Attributes:
         name: what a user types.
+        takes_several_devices: it starts or joins more than one process, or drives more than one device.
         accelerator: the devices.
         precision: the dtype policy.
         environment: the place of this process among the others.
@@ -42,16 +44,24 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
+    takes_several_devices: ClassVar[bool] = True
     accelerator: Accelerator
     precision: Precision
     environment: Environment
     device: torch.device
     device_mesh: Any = None
 
-    # The graph ------------------------------------------------------------------------------------------------------------
+    # The graph --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def connect(self, accelerator: Accelerator, precision: Precision, devices: Sequence[int], num_nodes: int, environment: Environment) -> None:
+    def connect(
+        self,
+        accelerator: Accelerator,
+        precision: Precision,
+        devices: Sequence[int],
+        num_nodes: int,
+        environment: Environment,
+    ) -> None:
         """Take the rest of the graph and choose this process's device. Starts nothing.
 
         Raises:
@@ -71,7 +81,7 @@ class Strategy(ABC):
     def close(self) -> None:
         """Leave the process group. Harmless when called twice."""
 
-    # Places ---------------------------------------------------------------------------------------------------------------
+    # Places -----------------------------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -108,15 +118,22 @@ class Strategy(ABC):
     def data_parallel_rank(self) -> int:
         """Which part this rank reads."""
 
-    # Module and optimizers ------------------------------------------------------------------------------------------------
+    # Module and optimizers --------------------------------------------------------------------------------------------
 
     def init_context(self, *, empty: bool = False) -> AbstractContextManager[Any]:
-        """Context in which layers are created on the right device and in the right dtype (without memory if `empty`)."""
+        """Context in which layers are created on the right device and in the right dtype.
+
+        Args:
+            empty: leave out the initialisation of weights that a checkpoint is about to replace.
+        """
         return nullcontext()
 
     @abstractmethod
     def setup_module(self, module: nn.Module) -> nn.Module:
-        """Convert, move and wrap a module; the result is what is called. Parameters may be replaced, so optimizers come after."""
+        """Convert, move and wrap a module; the result is what is called.
+
+        Parameters may be replaced, so optimizers come after.
+        """
 
     @abstractmethod
     def setup_optimizers(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> list[Optimizer]:
@@ -128,7 +145,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def bind_step(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a callable that runs `step`, a bound method of the unwrapped module, in a way that lets the wrapping take part."""
+        """Return a callable that runs `step`, a method of the unwrapped module, so that the wrapping takes part."""
 
     @abstractmethod
     def backward(self, loss: Tensor, module: nn.Module, run: Callable[[Tensor], None] | None = None) -> None:
@@ -164,7 +181,7 @@ class Strategy(ABC):
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> bool:
         """Step an optimizer; return False where the precision skipped it."""
 
-    # Collectives ----------------------------------------------------------------------------------------------------------
+    # Collectives ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def barrier(self, name: str = "") -> None:
@@ -176,7 +193,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def all_gather(self, value: Any, *, sync_grads: bool = False) -> Any:
-        """Gather tensors of all ranks: a new leading dimension of length world size when there is more than one process."""
+        """Gather tensors of all ranks, in a new leading dimension of length world size if there is more than one."""
 
     @abstractmethod
     def all_reduce(self, value: Any, operation: ReduceOperation = "mean") -> Any:
@@ -186,11 +203,15 @@ class Strategy(ABC):
     def any_rank(self, flag: bool) -> bool:
         """Return on every rank whether the flag is set on any."""
 
-    # Checkpoints ----------------------------------------------------------------------------------------------------------
+    # Checkpoints ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def model_shards(self, module: nn.Module) -> Iterable[Shard]:
         """Yield this rank's pieces of parameters and persistent buffers, by their names in the unwrapped module."""
+
+    @abstractmethod
+    def aliases(self, module: nn.Module) -> dict[str, str]:
+        """Return `{name: stored name}` of tied tensors, which a checkpoint stores once."""
 
     @abstractmethod
     def load_model(self, module: nn.Module, tensors: Iterable[tuple[str, Tensor]], *, strict: bool = True) -> None:
@@ -206,10 +227,16 @@ class Strategy(ABC):
 
     @abstractmethod
     def optimizer_state(self, module: nn.Module, optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
-        """Return what is not a moment: per optimizer its groups' options and the names of their parameters, per parameter its plain numbers."""
+        """Return what is not a moment, as `taskloom.optim.state.named_optimizer_state` describes it, by optimizer."""
 
     @abstractmethod
-    def load_optimizers(self, module: nn.Module, optimizers: Mapping[str, Optimizer], state: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def load_optimizers(
+        self,
+        module: nn.Module,
+        optimizers: Mapping[str, Optimizer],
+        state: Mapping[str, Any],
+        tensors: Iterable[tuple[str, Tensor]],
+    ) -> None:
         """Restore what the two methods above gave.
 
         Raises:
