@@ -1,10 +1,10 @@
 """A small GPT that learns to write Python, byte by byte, from the source of Python's standard library.
 
-Every machine with Python has this text. The model is a decoder-only transformer with pre-norm blocks (Xiong et al. 2020,
-arXiv:2002.04745), rotary positions (Su et al. 2021, arXiv:2104.09864), RMS norms (Zhang & Sennrich 2019,
+Every machine with Python has this text. The model is a decoder-only transformer with pre-norm blocks (Xiong et al.
+2020, arXiv:2002.04745), rotary positions (Su et al. 2021, arXiv:2104.09864), RMS norms (Zhang & Sennrich 2019,
 arXiv:1910.07467), squared ReLU (So et al. 2021, arXiv:2109.08668) and tied embeddings (Press & Wolf 2017,
-arXiv:1608.05859). Weight decay on matrices only, the betas of AdamW, clipping at norm 1 and warm-up before a cosine are
-GPT-3's settings (Brown et al. 2020, arXiv:2005.14165, appendix B).
+arXiv:1608.05859). Weight decay on matrices only, the betas of AdamW, clipping at norm 1 and warm-up before a cosine
+are GPT-3's settings (Brown et al. 2020, arXiv:2005.14165, appendix B).
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class StdlibData(DataModule):
         self.texts: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """Read the text, about 0.1 s; 'predict' needs none."""
+        """Read the text; 'predict' needs none."""
         if stage == "predict" or self.texts:
             return
         files = stdlib_files()
@@ -326,7 +326,7 @@ class StdlibGPT(TaskModule):
         return logits
 
     def num_tokens(self, batch: Tensor) -> int:
-        """A window of T + 1 bytes holds T predictions."""
+        """Count predictions: a window of T + 1 bytes holds T."""
         return batch.shape[0] * (batch.shape[1] - 1)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Loss:
