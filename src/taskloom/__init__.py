@@ -13,6 +13,7 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "Accelerator": "taskloom.accelerators",
     "Accumulation": "taskloom.core.policies",
+    "Between": "taskloom.core.policies",
     "Callback": "taskloom.callbacks",
     "CheckpointError": "taskloom.core.errors",
     "CheckpointPolicy": "taskloom.checkpoint",
@@ -24,6 +25,7 @@ _HOME = {
     "GradientClipping": "taskloom.core.policies",
     "Interval": "taskloom.core.interval",
     "LimitBatches": "taskloom.core.policies",
+    "LogPolicy": "taskloom.core.policies",
     "Logger": "taskloom.loggers",
     "Loss": "taskloom.core.loss",
     "NonFiniteError": "taskloom.core.errors",
@@ -56,9 +58,11 @@ if TYPE_CHECKING:
     from taskloom.core.loss import Loss as Loss
     from taskloom.core.loss import Skip as Skip
     from taskloom.core.policies import Accumulation as Accumulation
+    from taskloom.core.policies import Between as Between
     from taskloom.core.policies import DebugOptions as DebugOptions
     from taskloom.core.policies import GradientClipping as GradientClipping
     from taskloom.core.policies import LimitBatches as LimitBatches
+    from taskloom.core.policies import LogPolicy as LogPolicy
     from taskloom.core.policies import RunFolder as RunFolder
     from taskloom.core.policies import ValidationPolicy as ValidationPolicy
     from taskloom.core.progress import Progress as Progress

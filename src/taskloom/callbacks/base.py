@@ -110,10 +110,14 @@ class Callback:
     def on_validation_epoch_end(self, trainer: Trainer, task: TaskModule) -> None:
         """After its last batch."""
 
-    def on_validation_batch_start(self, trainer: Trainer, task: TaskModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, task: TaskModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """A validation batch begins."""
 
-    def on_validation_batch_end(self, trainer: Trainer, task: TaskModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_end(
+        self, trainer: Trainer, task: TaskModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """A validation batch ends."""
 
     def on_test_start(self, trainer: Trainer, task: TaskModule) -> None:
@@ -128,10 +132,14 @@ class Callback:
     def on_test_epoch_end(self, trainer: Trainer, task: TaskModule) -> None:
         """After its last batch."""
 
-    def on_test_batch_start(self, trainer: Trainer, task: TaskModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_start(
+        self, trainer: Trainer, task: TaskModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """A test batch begins."""
 
-    def on_test_batch_end(self, trainer: Trainer, task: TaskModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_end(
+        self, trainer: Trainer, task: TaskModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """A test batch ends."""
 
     def on_predict_start(self, trainer: Trainer, task: TaskModule) -> None:
@@ -146,10 +154,14 @@ class Callback:
     def on_predict_epoch_end(self, trainer: Trainer, task: TaskModule) -> None:
         """After its last batch."""
 
-    def on_predict_batch_start(self, trainer: Trainer, task: TaskModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_predict_batch_start(
+        self, trainer: Trainer, task: TaskModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """A prediction batch begins."""
 
-    def on_predict_batch_end(self, trainer: Trainer, task: TaskModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_predict_batch_end(
+        self, trainer: Trainer, task: TaskModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """A prediction batch ends."""
 
     def on_log(self, trainer: Trainer, task: TaskModule, metrics: Mapping[str, float], step: int) -> None:
@@ -175,10 +187,21 @@ def check_hook_names(callback: Callback) -> None:
         TypeError: it is no `Callback`, or has a method `on_...` that no loop will call.
     """
     if not isinstance(callback, Callback):
-        raise TypeError(explain("A callback must be an instance of taskloom.Callback", got=callback, fix="derive its class from Callback, and pass an instance rather than the class"))
+        raise TypeError(
+            explain(
+                "A callback must be an instance of taskloom.Callback",
+                got=callback,
+                fix="derive its class from Callback, and pass an instance rather than the class",
+            )
+        )
     for name in dir(type(callback)):
         if name.startswith("on_") and name not in HOOKS and callable(getattr(type(callback), name)):
-            raise TypeError(explain(f"{type(callback).__name__}.{name} is not a hook, so nothing would ever call it", fix=f"correct the name, or let it begin with an underscore.{nearest(name, HOOKS)}"))
+            raise TypeError(
+                explain(
+                    f"{type(callback).__name__}.{name} is not a hook, so nothing would ever call it",
+                    fix=f"correct the name, or let it begin with an underscore.{nearest(name, HOOKS)}",
+                )
+            )
 
 
 def ordered(callbacks: Sequence[Callback]) -> list[Callback]:
@@ -191,11 +214,20 @@ def ordered(callbacks: Sequence[Callback]) -> list[Callback]:
     while waiting:
         for candidate in waiting:
             others = [other for other in waiting if other is not candidate]
-            if not any(isinstance(candidate, tuple(other.before)) or isinstance(other, tuple(candidate.after)) for other in others):
+            if not any(
+                isinstance(candidate, tuple(other.before)) or isinstance(other, tuple(candidate.after))
+                for other in others
+            ):
                 break
         else:
             names = ", ".join(type(callback).__name__ for callback in waiting)
-            raise ValueError(explain(f"The order of these callbacks cannot be satisfied: {names}", why="their `before` and `after` form a circle", fix="remove one of the wishes"))
+            raise ValueError(
+                explain(
+                    f"The order of these callbacks cannot be satisfied: {names}",
+                    why="their `before` and `after` form a circle",
+                    fix="remove one of the wishes",
+                )
+            )
         waiting.remove(candidate)
         done.append(candidate)
     return done

@@ -34,19 +34,27 @@ class DataModule(TransferHooks, HyperparametersMixin):
 
     def train_dataloader(self) -> Any:
         """Return the training loader."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no train_dataloader", fix="write one, or pass loaders to fit"))
+        raise NotImplementedError(
+            explain(f"{type(self).__name__} has no train_dataloader", fix="write one, or pass loaders to fit")
+        )
 
     def val_dataloader(self) -> Any:
         """Return a validation loader, a list of them, or a dict that names them."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no val_dataloader", fix="write one, or pass loaders"))
+        raise NotImplementedError(
+            explain(f"{type(self).__name__} has no val_dataloader", fix="write one, or pass loaders")
+        )
 
     def test_dataloader(self) -> Any:
         """Return a test loader, a list of them, or a dict that names them."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no test_dataloader", fix="write one, or pass loaders"))
+        raise NotImplementedError(
+            explain(f"{type(self).__name__} has no test_dataloader", fix="write one, or pass loaders")
+        )
 
     def predict_dataloader(self) -> Any:
         """Return a prediction loader, a list of them, or a dict that names them."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no predict_dataloader", fix="write one, or pass loaders"))
+        raise NotImplementedError(
+            explain(f"{type(self).__name__} has no predict_dataloader", fix="write one, or pass loaders")
+        )
 
     def on_exception(self, exception: BaseException) -> None:
         """Clean up after a failure."""

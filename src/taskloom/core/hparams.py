@@ -23,7 +23,13 @@ class Hyperparameters(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(explain(f"There is no hyper-parameter {name!r}", got=sorted(self), fix=f"call save_hyperparameters() in __init__, or correct the name.{nearest(name, self)}")) from None
+            raise AttributeError(
+                explain(
+                    f"There is no hyper-parameter {name!r}",
+                    got=sorted(self),
+                    fix=f"call save_hyperparameters() in __init__, or correct the name.{nearest(name, self)}",
+                )
+            ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
@@ -63,7 +69,9 @@ class HyperparametersMixin:
     _hparams_initial: Hyperparameters | None = None
     _log_hparams: bool = True
 
-    def save_hyperparameters(self, *names: Any, ignore: str | Iterable[str] = (), frame: FrameType | None = None, logger: bool = True) -> None:
+    def save_hyperparameters(
+        self, *names: Any, ignore: str | Iterable[str] = (), frame: FrameType | None = None, logger: bool = True
+    ) -> None:
         """Remember the arguments of `__init__` as `self.hparams`.
 
         Args:
@@ -83,7 +91,13 @@ class HyperparametersMixin:
             if names:
                 for name in names:
                     if name not in kept:
-                        raise ValueError(explain(f"{type(self).__name__}.__init__ has no argument {name!r} to save", got=sorted(kept), fix=f"name one of its arguments.{nearest(str(name), kept)}"))
+                        raise ValueError(
+                            explain(
+                                f"{type(self).__name__}.__init__ has no argument {name!r} to save",
+                                got=sorted(kept),
+                                fix=f"name one of its arguments.{nearest(str(name), kept)}",
+                            )
+                        )
                 kept = {name: kept[name] for name in names}
         ignored = {ignore} if isinstance(ignore, str) else set(ignore)
         merged = Hyperparameters(self._hparams or {})
@@ -117,7 +131,9 @@ def _as_mapping(value: Any) -> dict[str, Any]:
         return dict(vars(value))
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    raise TypeError(explain("Hyper-parameters are given by argument names or as one mapping, namespace or dataclass", got=value))
+    raise TypeError(
+        explain("Hyper-parameters are given by argument names or as one mapping, namespace or dataclass", got=value)
+    )
 
 
 def _copied(value: Any) -> Any:

@@ -46,7 +46,11 @@ def parse_seconds(value: str | timedelta | Mapping[str, float] | float) -> float
     if isinstance(value, str):
         interval = Interval.parse(value)
         if interval.unit != "seconds":
-            raise ValueError(explain("A duration in time was expected", got=value, fix="write '10 minutes', '2 hours' or '00:01:30:00'"))
+            raise ValueError(
+                explain(
+                    "A duration in time was expected", got=value, fix="write '10 minutes', '2 hours' or '00:01:30:00'"
+                )
+            )
         return interval.amount
     return float(value)
 
@@ -65,10 +69,23 @@ class Interval:
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
-            raise ValueError(explain("An interval has no such unit", got=self.unit, fix=f"use one of {', '.join(get_args(Unit))}"))
+            raise ValueError(
+                explain("An interval has no such unit", got=self.unit, fix=f"use one of {', '.join(get_args(Unit))}")
+            )
         whole = self.unit in ("steps", "batches")
-        if not math.isfinite(self.amount) or self.amount <= 0 or (whole and self.amount != int(self.amount)) or (self.unit == "run" and self.amount > 1):
-            raise ValueError(explain(f"An interval of {self.unit} must be a positive {'whole ' if whole else ''}amount", got=self.amount, fix=_SPELLINGS))
+        if (
+            not math.isfinite(self.amount)
+            or self.amount <= 0
+            or (whole and self.amount != int(self.amount))
+            or (self.unit == "run" and self.amount > 1)
+        ):
+            raise ValueError(
+                explain(
+                    f"An interval of {self.unit} must be a positive {'whole ' if whole else ''}amount",
+                    got=self.amount,
+                    fix=_SPELLINGS,
+                )
+            )
 
     @classmethod
     def parse(cls, value: IntervalLike) -> Interval:
@@ -88,7 +105,11 @@ class Interval:
             return cls(value, "batches")
         if isinstance(value, float):
             if not 0 < value <= 1:
-                raise ValueError(explain("A float interval is a part of an epoch, above 0 and at most 1.0", got=value, fix=_SPELLINGS))
+                raise ValueError(
+                    explain(
+                        "A float interval is a part of an epoch, above 0 and at most 1.0", got=value, fix=_SPELLINGS
+                    )
+                )
             return cls(value, "epochs")
         return cls._from_text(value)
 
@@ -112,5 +133,9 @@ class Interval:
     def __str__(self) -> str:
         if self.unit == "run":
             return f"{self.amount * 100:g}%"
-        word = self.unit if self.amount != 1 else {"epochs": "epoch", "steps": "step", "batches": "batch", "seconds": "second"}[self.unit]
+        word = (
+            self.unit
+            if self.amount != 1
+            else {"epochs": "epoch", "steps": "step", "batches": "batch", "seconds": "second"}[self.unit]
+        )
         return f"{self.amount:g} {word}"

@@ -21,7 +21,12 @@ _SKIP_POLICIES = ("drop_and_reweight", "skip_all", "raise")
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(explain(f"{name} has no choice {value!r}", fix=f"use one of {', '.join(map(repr, choices))}.{nearest(value, choices)}"))
+        raise ValueError(
+            explain(
+                f"{name} has no choice {value!r}",
+                fix=f"use one of {', '.join(map(repr, choices))}.{nearest(value, choices)}",
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,21 @@ class GradientClipping:
 
     def __post_init__(self) -> None:
         if self.max_norm is not None and self.max_value is not None:
-            raise ValueError(explain("Gradients are clipped by norm or by value, not both", got=self, fix="pass max_norm or max_value"))
+            raise ValueError(
+                explain(
+                    "Gradients are clipped by norm or by value, not both", got=self, fix="pass max_norm or max_value"
+                )
+            )
         for name in ("max_norm", "max_value", "norm_type"):
             bound = self.max_norm if name == "max_norm" else self.max_value if name == "max_value" else self.norm_type
             if bound is not None and not bound > 0:
-                raise ValueError(explain(f"{name} must be above zero", got=bound, fix="leave gradient_clip_val out to switch clipping off"))
+                raise ValueError(
+                    explain(
+                        f"{name} must be above zero",
+                        got=bound,
+                        fix="leave gradient_clip_val out to switch clipping off",
+                    )
+                )
 
     @classmethod
     def of(cls, value: float | GradientClipping | None) -> GradientClipping:
@@ -93,7 +108,13 @@ class Accumulation:
         schedule = self.batches if isinstance(self.batches, Mapping) else {0: self.batches}
         for epoch, batches in schedule.items():
             if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1 or epoch < 0:
-                raise ValueError(explain("accumulate_grad_batches takes whole numbers of at least 1", got=self.batches, fix="pass 4, or {0: 1, 5: 4} to change it from epoch 5 on"))
+                raise ValueError(
+                    explain(
+                        "accumulate_grad_batches takes whole numbers of at least 1",
+                        got=self.batches,
+                        fix="pass 4, or {0: 1, 5: 4} to change it from epoch 5 on",
+                    )
+                )
         if self.max_consecutive_skips < 1:
             raise ValueError(explain("max_consecutive_skips must be at least 1", got=self.max_consecutive_skips))
 
@@ -163,8 +184,18 @@ class LimitBatches:
             limit = vars(self)[stage]
             if limit is None:
                 continue
-            if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0 or (isinstance(limit, float) and limit > 1):
-                raise ValueError(explain(f"The limit of {stage!r} is a number of batches (int) or a part of the loader (float from 0 to 1)", got=limit))
+            if (
+                isinstance(limit, bool)
+                or not isinstance(limit, (int, float))
+                or limit < 0
+                or (isinstance(limit, float) and limit > 1)
+            ):
+                raise ValueError(
+                    explain(
+                        f"The limit of {stage!r} is a number of batches (int) or a part of the loader (float from 0 to 1)",
+                        got=limit,
+                    )
+                )
 
     @classmethod
     def of(cls, value: int | float | Mapping[str, int | float] | LimitBatches | None) -> LimitBatches:
@@ -175,7 +206,11 @@ class LimitBatches:
             names = ("train", "validate", "test", "predict", "overfit")
             for name in value:
                 if name not in names:
-                    raise ValueError(explain(f"limit_batches has no stage {name!r}", fix=f"use {', '.join(names)}.{nearest(name, names)}"))
+                    raise ValueError(
+                        explain(
+                            f"limit_batches has no stage {name!r}", fix=f"use {', '.join(names)}.{nearest(name, names)}"
+                        )
+                    )
             return cls(**value)
         return cls(train=value, validate=value, test=value, predict=value)
 
@@ -193,8 +228,72 @@ class LimitBatches:
         if math.isinf(length):
             if limit == 1.0:
                 return length
-            raise ValueError(explain(f"The {stage} loader has no length, so a part of it cannot be counted", got=limit, fix=f"limit_batches={{'{stage}': 100}} with a whole number of batches"))
+            raise ValueError(
+                explain(
+                    f"The {stage} loader has no length, so a part of it cannot be counted",
+                    got=limit,
+                    fix=f"limit_batches={{'{stage}': 100}} with a whole number of batches",
+                )
+            )
         return math.floor(length * limit) if limit else 0
+
+
+@dataclass(frozen=True)
+class Between:
+    """Bounds of the length of training: `should_stop` has no effect before `min`, and training ends at `max`.
+
+    Args:
+        min: fewest epochs or steps.
+        max: most; `None` for no bound of this kind.
+    """
+
+    min: float = 0
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min < 0 or (self.max is not None and (self.max < 0 or self.max < self.min)):
+            raise ValueError(explain("Bounds of training must satisfy 0 <= min <= max", got=self))
+
+    @classmethod
+    def of(cls, value: float | Between | None) -> Between:
+        """Read `max_epochs` or `max_steps` of a `Trainer`; -1 is Lightning's spelling of no bound."""
+        if isinstance(value, Between):
+            return value
+        return cls(max=math.inf if value == -1 else value)
+
+
+@dataclass(frozen=True)
+class LogPolicy:
+    """What reaches the loggers during training.
+
+    Args:
+        every: optimizer steps between flushes; a text such as `"1%"` is a part of the run.
+        first_step: flush after the first step as well.
+        nan_filter: leave values that are NaN or infinite out of what loggers get; callbacks still see them.
+        hyperparameters: send `hparams` of the task and the data to the loggers at the start.
+    """
+
+    every: int | str = 50
+    first_step: bool = False
+    nan_filter: bool = False
+    hyperparameters: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or (isinstance(self.every, int) and self.every < 1):
+            raise ValueError(
+                explain("log_every_n_steps must be at least 1", got=self.every, fix="use logger=False to log nothing")
+            )
+        if isinstance(self.every, str):
+            self.interval()
+
+    def interval(self) -> Interval:
+        """Return the interval between flushes, in steps or as a part of the run."""
+        return Interval(self.every, "steps") if isinstance(self.every, int) else Interval.parse(self.every)
+
+    @classmethod
+    def of(cls, value: int | str | LogPolicy) -> LogPolicy:
+        """Read the `log_every_n_steps` of a `Trainer`."""
+        return value if isinstance(value, LogPolicy) else cls(every=value)
 
 
 @dataclass(frozen=True)

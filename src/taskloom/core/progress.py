@@ -52,6 +52,12 @@ class Progress:
         """
         names = {each.name for each in fields(self)}
         if set(state) != names:
-            raise ValueError(explain("These are not the counters of a run", got=sorted(set(state) ^ names), why="each of these names is missing or unknown"))
+            raise ValueError(
+                explain(
+                    "These are not the counters of a run",
+                    got=sorted(set(state) ^ names),
+                    why="each of these names is missing or unknown",
+                )
+            )
         for name, value in state.items():
             setattr(self, name, dict(value) if isinstance(value, Mapping) else value)

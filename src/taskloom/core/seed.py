@@ -12,7 +12,9 @@ from taskloom.core.errors import explain
 _LARGEST = 2**32 - 1
 
 
-def seed_everything(seed: int | None = None, *, workers: bool = True, device_specific: bool = False, rank: int = 0) -> int:
+def seed_everything(
+    seed: int | None = None, *, workers: bool = True, device_specific: bool = False, rank: int = 0
+) -> int:
     """Seed Python, NumPy and torch (all devices) and return the seed that was used.
 
     Args:
@@ -30,7 +32,9 @@ def seed_everything(seed: int | None = None, *, workers: bool = True, device_spe
     del workers
     chosen = secrets.randbelow(_LARGEST) if seed is None else seed
     if not 0 <= chosen <= _LARGEST:
-        raise ValueError(explain(f"A seed lies between 0 and {_LARGEST}", got=seed, why="NumPy's generators take 32 bits"))
+        raise ValueError(
+            explain(f"A seed lies between 0 and {_LARGEST}", got=seed, why="NumPy's generators take 32 bits")
+        )
     own = (chosen + rank) % (_LARGEST + 1) if device_specific else chosen
     random.seed(own)
     numpy.random.seed(own)

@@ -65,15 +65,27 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
             A 0-dim tensor (the mean over the micro-batch), `Loss(sum, weight)`, a dict with either under `"loss"`, or `Skip`
             (or `None`) to leave the batch out. In manual optimisation whatever you like.
         """
-        raise NotImplementedError(explain(f"{type(self).__name__} has no training_step", fix="write `def training_step(self, batch, batch_idx): ... return loss`"))
+        raise NotImplementedError(
+            explain(
+                f"{type(self).__name__} has no training_step",
+                fix="write `def training_step(self, batch, batch_idx): ... return loss`",
+            )
+        )
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Evaluate one batch; report with `self.log`."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no validation_step", fix="write `def validation_step(self, batch, batch_idx): ...`"))
+        raise NotImplementedError(
+            explain(
+                f"{type(self).__name__} has no validation_step",
+                fix="write `def validation_step(self, batch, batch_idx): ...`",
+            )
+        )
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Test on one batch; report with `self.log`."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no test_step", fix="write `def test_step(self, batch, batch_idx): ...`"))
+        raise NotImplementedError(
+            explain(f"{type(self).__name__} has no test_step", fix="write `def test_step(self, batch, batch_idx): ...`")
+        )
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return predictions for one batch; by default `self(batch)`."""
@@ -87,19 +99,27 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
 
     def train_dataloader(self) -> Any:
         """Return the training loader, when no loader or data module is passed to `fit`."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no train_dataloader", fix="pass loaders or a data module to fit"))
+        raise NotImplementedError(
+            explain(f"{type(self).__name__} has no train_dataloader", fix="pass loaders or a data module to fit")
+        )
 
     def val_dataloader(self) -> Any:
         """Return a validation loader, a list of them, or a dict that names them."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no val_dataloader", fix="pass loaders or a data module"))
+        raise NotImplementedError(
+            explain(f"{type(self).__name__} has no val_dataloader", fix="pass loaders or a data module")
+        )
 
     def test_dataloader(self) -> Any:
         """Return a test loader, a list of them, or a dict that names them."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no test_dataloader", fix="pass loaders or a data module"))
+        raise NotImplementedError(
+            explain(f"{type(self).__name__} has no test_dataloader", fix="pass loaders or a data module")
+        )
 
     def predict_dataloader(self) -> Any:
         """Return a prediction loader, a list of them, or a dict that names them."""
-        raise NotImplementedError(explain(f"{type(self).__name__} has no predict_dataloader", fix="pass loaders or a data module"))
+        raise NotImplementedError(
+            explain(f"{type(self).__name__} has no predict_dataloader", fix="pass loaders or a data module")
+        )
 
     # Optimisation ---------------------------------------------------------------------------------------------------------
 
@@ -111,13 +131,21 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         `name`); a list of such dicts; or `None` to train without one. Several optimizers need manual optimisation.
         """
         if self._default_optimizer is None:
-            raise NotImplementedError(explain(f"{type(self).__name__} has no configure_optimizers", fix="write `def configure_optimizers(self): return torch.optim.AdamW(self.parameters(), lr=1e-3)`, or pass --optimizer adamw on the command line"))
+            raise NotImplementedError(
+                explain(
+                    f"{type(self).__name__} has no configure_optimizers",
+                    fix="write `def configure_optimizers(self): return torch.optim.AdamW(self.parameters(), lr=1e-3)`, or pass --optimizer adamw on the command line",
+                )
+            )
         optimizer = self._default_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         if self._default_lr_scheduler is None:
             return optimizer
         scheduler = self._default_lr_scheduler
         if isinstance(scheduler, Mapping):
-            return {"optimizer": optimizer, "lr_scheduler": {**scheduler, "scheduler": scheduler["scheduler"](optimizer)}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {**scheduler, "scheduler": scheduler["scheduler"](optimizer)},
+            }
         # Chosen by name: once per optimizer step, whatever the world size or the accumulation (architecture, section 6).
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
 
@@ -135,11 +163,18 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         """Return a callback or a list of them, added to those of the `Trainer`; one of the same class replaces the Trainer's."""
         return []
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
         """Clip the complete, unscaled gradients before the step; override to clip by a rule of your own."""
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def clip_gradients(self, optimizer: Optimizer, gradient_clip_val: float | GradientClipping | None = None, gradient_clip_algorithm: str | None = None) -> None:
+    def clip_gradients(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | GradientClipping | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         """Clip the gradients of an optimizer's parameters.
 
         Args:
@@ -157,7 +192,9 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         """Backward pass of manual optimisation: scales, synchronises and calls the hooks as the strategy needs."""
         self.trainer.manual_backward(loss, *args, **kwargs)
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
         """Take an optimizer step; override to warm up a rate or to step on a schedule.
 
         Args:
@@ -263,9 +300,28 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         if self._metrics is None:
             self._warn_unattached("log")
             return
-        self._metrics.log(name, value, (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, rank_zero_only, enable_graph), batch_size)
+        self._metrics.log(
+            name,
+            value,
+            (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, rank_zero_only, enable_graph),
+            batch_size,
+        )
 
-    def log_dict(self, dictionary: Mapping[str, Any], prog_bar: bool = False, logger: bool = True, on_step: bool | None = None, on_epoch: bool | None = None, reduce_fx: str | Callable[..., Any] = "mean", enable_graph: bool = False, sync_dist: bool = True, sync_dist_group: Any = None, add_dataloader_idx: bool = True, batch_size: int | None = None, rank_zero_only: bool = False) -> None:
+    def log_dict(
+        self,
+        dictionary: Mapping[str, Any],
+        prog_bar: bool = False,
+        logger: bool = True,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = True,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
         """`log` for every item of a mapping (a dict or a `torchmetrics.MetricCollection`), with the same options."""
         if self._metrics is None:
             self._warn_unattached("log_dict")
@@ -275,7 +331,11 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
             self._metrics.log(name, value, options, batch_size)
 
     def _warn_unattached(self, method: str) -> None:
-        warn(explain(f"{type(self).__name__}.{method} was called outside a Trainer; nothing is recorded"), TaskloomWarning, stacklevel=3)
+        warn(
+            explain(f"{type(self).__name__}.{method} was called outside a Trainer; nothing is recorded"),
+            TaskloomWarning,
+            stacklevel=3,
+        )
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0, above the progress bar."""
@@ -291,7 +351,13 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
             RuntimeError: none does.
         """
         if self._trainer is None:
-            raise RuntimeError(explain(f"{type(self).__name__} is not attached to a Trainer", why="this is only known while fit, validate, test or predict runs", fix="call it from a step or a hook"))
+            raise RuntimeError(
+                explain(
+                    f"{type(self).__name__} is not attached to a Trainer",
+                    why="this is only known while fit, validate, test or predict runs",
+                    fix="call it from a step or a hook",
+                )
+            )
         return self._trainer
 
     @property
@@ -310,7 +376,10 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first floating-point parameter, else torch's default."""
-        return next((parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()), torch.get_default_dtype())
+        return next(
+            (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()),
+            torch.get_default_dtype(),
+        )
 
     @property
     def on_gpu(self) -> bool:
@@ -373,7 +442,14 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         return self
 
     @classmethod
-    def load_from_checkpoint(cls: type[Task], checkpoint_path: str | Path, map_location: Any = "cpu", hparams_file: str | Path | None = None, strict: bool | None = None, **kwargs: Any) -> Task:
+    def load_from_checkpoint(
+        cls: type[Task],
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Task:
         """Rebuild a task from a checkpoint: its class is called with the saved hyper-parameters, then the weights are loaded.
 
         Args:
@@ -395,5 +471,3 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled task is a model: it must not drag the Trainer, its loaders and its loggers along.
         return {**self.__dict__, **dict.fromkeys(_RUN_ATTRIBUTES)}
-
-

@@ -93,4 +93,11 @@ class Logger(ABC):
         """Restore what `state_dict` returned; called before `start`."""
 
     def _cannot(self, kind: str) -> None:
-        warn(explain(f"The logger {self.name!r} does not record {kind}; they are dropped", fix="add a logger that does, such as TensorBoardLogger"), TaskloomWarning, stacklevel=3)
+        warn(
+            explain(
+                f"The logger {self.name!r} does not record {kind}; they are dropped",
+                fix="add a logger that does, such as TensorBoardLogger",
+            ),
+            TaskloomWarning,
+            stacklevel=3,
+        )

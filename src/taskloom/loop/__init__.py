@@ -1,0 +1,1 @@
+"""The loops: fit, evaluate, predict. Straight code; the order of the hooks is the docstring of each."""

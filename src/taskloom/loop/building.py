@@ -1,0 +1,172 @@
+"""Making a fit out of a task, loaders and the settings of a Trainer: the steps between `setup` and `on_fit_start`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+from torch import nn
+
+from taskloom.checkpoint import CheckpointKeeper, CheckpointReader
+from taskloom.core.data import DataModule
+from taskloom.core.errors import TaskloomWarning, explain
+from taskloom.core.hooks import overridden
+from taskloom.core.policies import GradientClipping
+from taskloom.core.task import TaskModule
+from taskloom.data import NamedLoader, named_loaders
+from taskloom.loop.evaluate import EvaluateLoop
+from taskloom.loop.fit import FitLoop
+from taskloom.loop.folder import CHECKPOINTS
+from taskloom.loop.limits import Limits
+from taskloom.loop.optimization import ManualOptimization, choose_optimization
+from taskloom.loop.restoring import restore_training, restore_weights
+from taskloom.loop.run import Run
+from taskloom.loop.saving import Saver
+from taskloom.loop.schedule import Schedulers
+from taskloom.loop.window import Window
+from taskloom.optim import parse_optimizers
+
+if TYPE_CHECKING:
+    from taskloom.trainer import Trainer
+
+
+def user_loaders(run: Run, given: Any, name: str) -> Any:
+    """Return the loaders of a stage: those passed, else the data module's, else the task's; None where nobody has any.
+
+    Args:
+        run: the parts of the stage.
+        given: what was passed to the Trainer's method.
+        name: of the method that makes them, such as `train_dataloader`.
+    """
+    if given is not None:
+        return given
+    method = overridden(run.datamodule, name, DataModule) if run.datamodule is not None else None
+    method = method or overridden(run.task, name, TaskModule)
+    return method() if method is not None else None
+
+
+def build_fit(trainer: Trainer, run: Run, train: Any, validate: Any, reader: CheckpointReader | None) -> FitLoop:
+    """Load, wrap, configure and restore, in the order of the contract."""
+    settings = trainer.settings
+    if overridden(run.task, "training_step", TaskModule) is None:
+        raise TypeError(
+            explain(
+                f"{type(run.task).__name__} has no training_step, so it cannot be fitted",
+                fix="write `def training_step(self, batch, batch_idx): ... return loss`",
+            )
+        )
+    loader = _training_loader(trainer, run, train)
+    trainer.parts.train = loader
+    limits = Limits(settings.epochs, settings.steps, settings.seconds, loader.length, settings.accumulation)
+    trainer.parts.limits = limits
+    evaluated = _validation_loaders(trainer, run, validate, loader)
+    trainer.parts.evaluated = evaluated
+    run.module = run.strategy.setup_module(run.task)
+    _compile(run.task, settings.compile)
+    run.strategy.precision.check(run.task)
+    setup = parse_optimizers(run.task.configure_optimizers())
+    kind = choose_optimization(run, setup.optimizers)
+    if kind is ManualOptimization:
+        _check_manual(trainer, run.task)
+    setup.optimizers[:] = run.strategy.setup_optimizers(run.module, setup.optimizers)
+    schedulers = Schedulers(setup.schedulers, run.task, trainer.progress, run.metrics)
+    window = Window(settings.accumulation, run.strategy)
+    optimization = kind(run, trainer.progress, window, setup, schedulers, settings.clipping, trainer.debug)
+    keepers = trainer.make_keepers(CHECKPOINTS)
+    saver = Saver(run, optimization, [keeper.policy for keeper in keepers], keepers)
+    trainer.parts.saver = saver
+    validation = EvaluateLoop(run, "validate", evaluated, settings.validation) if evaluated else None
+    loop = FitLoop(
+        run,
+        loader,
+        optimization,
+        validation,
+        limits=limits,
+        saver=saver,
+        logs=settings.logs,
+        policy=settings.validation,
+        accumulation=settings.accumulation,
+    )
+    trainer.parts.fit, trainer.parts.evaluation = loop, validation
+    if reader is not None:
+        restore_weights(run, reader)
+        restore_training(run, reader, optimization, saver, keepers)
+    return loop
+
+
+def _training_loader(trainer: Trainer, run: Run, given: Any) -> NamedLoader:
+    loaders = user_loaders(run, given, "train_dataloader")
+    if loaders is None:
+        raise ValueError(
+            explain(
+                f"There are no training batches for {type(run.task).__name__}",
+                fix="pass train_dataloaders or a datamodule to fit, or write train_dataloader",
+            )
+        )
+    limits = trainer.settings.limits
+    limit = limits.overfit if limits.overfit is not None else limits.train
+    named = named_loaders(loaders, limit, "train")
+    if len(named) != 1:
+        raise ValueError(
+            explain(
+                f"fit was given {len(named)} training loaders",
+                why="which batches go together is a decision",
+                fix="combine them in one loader that yields both",
+            )
+        )
+    return named[0]
+
+
+def _validation_loaders(trainer: Trainer, run: Run, given: Any, training: NamedLoader) -> list[NamedLoader]:
+    limits = trainer.settings.limits
+    loaders = user_loaders(run, given, "val_dataloader")
+    has_step = overridden(run.task, "validation_step", TaskModule) is not None
+    if limits.overfit is not None and has_step and loaders is not None:
+        return [training]
+    if loaders is None or limits.validate == 0:
+        return []
+    if not has_step:
+        warn(
+            explain(
+                f"There are validation batches, but {type(run.task).__name__} has no validation_step; it is not validated"
+            ),
+            TaskloomWarning,
+            stacklevel=2,
+        )
+        return []
+    return [loader for loader in named_loaders(loaders, limits.validate, "validate") if loader.length > 0]
+
+
+def _check_manual(trainer: Trainer, task: TaskModule) -> None:
+    settings, name = trainer.settings, type(task).__name__
+    if settings.clipping != GradientClipping():
+        raise ValueError(
+            explain(
+                f"gradient_clip_val has no effect on {name}, which optimises by hand",
+                fix="remove it and call self.clip_gradients(optimizer, 1.0) before optimizer.step()",
+            )
+        )
+    if settings.accumulation.batches != 1:
+        raise ValueError(
+            explain(
+                f"accumulate_grad_batches has no effect on {name}, which optimises by hand",
+                fix="remove it and call optimizer.step() every few batches",
+            )
+        )
+
+
+def _compile(task: nn.Module, options: bool | dict[str, Any]) -> None:
+    """Compile the task's layers in place, by torch's own switch; names of parameters stay as they are."""
+    if options is False:
+        return
+    for child in task.children():
+        if next(child.parameters(), None) is not None:
+            child.compile(**({} if options is True else options))
+
+
+def keepers_of(folder: Any, policies: Any, run_id: str) -> list[CheckpointKeeper]:
+    """Return a keeper per policy, told apart by number where settings are equal."""
+    return [
+        CheckpointKeeper(folder, policy, run_id, name=str(number) if number else "")
+        for number, policy in enumerate(policies)
+    ]

@@ -1,0 +1,168 @@
+"""The validation and test loops.
+
+```
+[within fit] on_validation_model_zero_grad
+on_validation_model_eval
+on_validation_start
+  on_validation_epoch_start
+    per loader, per batch: transfer hooks → on_validation_batch_start → validation_step → on_validation_batch_end
+  on_validation_epoch_end
+  metric commit                     (epoch values over all loaders and processes)
+on_validation_end → on_log
+[within fit] on_validation_model_train, and every submodule is in the mode it had before
+```
+
+`test` is the same with its own hooks. Every sample counts once: values are sums and weights until the commit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from taskloom.core.errors import explain
+from taskloom.core.policies import ValidationPolicy
+from taskloom.data import NamedLoader, feed
+from taskloom.loop.run import Run, fit_arguments, modes_kept
+
+Stage = Literal["validate", "test"]
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How the hooks of a stage are called; read once, when a loop is made."""
+
+    prefix: str
+    title: str
+
+
+_NAMES = {"validate": _Names("validation", "validate"), "test": _Names("test", "test")}
+
+
+class EvaluateLoop:
+    """Evaluates a task on the loaders of one stage, as often as it is run.
+
+    Args:
+        run: the parts of the stage.
+        stage: whose step and hooks.
+        loaders: at least one.
+        policy: how evaluation is run.
+    """
+
+    def __init__(self, run: Run, stage: Stage, loaders: Sequence[NamedLoader], policy: ValidationPolicy) -> None:
+        self.run, self.stage, self.loaders, self.policy = run, stage, list(loaders), policy
+        names, hooks, task = _NAMES[stage], run.hooks, run.task
+        self._title = names.title
+        step = task.validation_step if stage == "validate" else task.test_step
+        self._step = run.bind(fit_arguments(step, 3 if len(self.loaders) > 1 else 2))
+        self._start, self._end = hooks.of(f"on_{names.prefix}_start"), hooks.of(f"on_{names.prefix}_end")
+        self._epoch_start, self._epoch_end = (
+            hooks.of(f"on_{names.prefix}_epoch_start"),
+            hooks.of(f"on_{names.prefix}_epoch_end"),
+        )
+        self._batch_start, self._batch_end = (
+            hooks.of(f"on_{names.prefix}_batch_start"),
+            hooks.of(f"on_{names.prefix}_batch_end"),
+        )
+        self._log_hooks = hooks.of("on_log")
+        self._model_eval = task.on_validation_model_eval if stage == "validate" else task.on_test_model_eval
+        self._model_train = task.on_validation_model_train if stage == "validate" else task.on_test_model_train
+        self._keys = [f"{stage}/{number}" for number in range(len(self.loaders))]
+        self._suffixes = [
+            f"/{loader.name or f'dataloader_idx_{number}'}" if len(self.loaders) > 1 else ""
+            for number, loader in enumerate(self.loaders)
+        ]
+
+    def evaluate(self, *, most_batches: float = math.inf, sanity: bool = False) -> dict[str, float]:
+        """Run over all loaders once and return the metrics for the loggers.
+
+        Args:
+            most_batches: of each loader.
+            sanity: the values are thrown away.
+        """
+        run, metrics = self.run, self.run.metrics
+        guard = torch.inference_mode() if self.policy.inference_mode else torch.no_grad()
+        with modes_kept(run.task), guard:
+            self._model_eval()
+            for hook in self._start:
+                hook()
+            self._level("epoch")
+            for hook in self._epoch_start:
+                hook()
+            seen = [
+                self._evaluate_loader(number, loader, min(most_batches, loader.length))
+                for number, loader in enumerate(self.loaders)
+            ]
+            self._level("epoch")
+            for hook in self._epoch_end:
+                hook()
+            if sanity:
+                metrics.forget(self._keys)
+                reported: dict[str, float] = {}
+            else:
+                reported = metrics.commit(self._keys, run.trainer.progress.steps)
+            run.reporter.finish(sum(seen), reported)
+            for hook in self._end:
+                hook()
+            self._model_train()
+        if not sanity:
+            run.trainer.report(reported, self._log_hooks)
+        return reported
+
+    def _level(self, level: Literal["batch", "epoch"]) -> None:
+        self.run.metrics.enter(self._keys[0], training=False)
+        self.run.metrics.level = level
+
+    def _evaluate_loader(self, number: int, loader: NamedLoader, length: float) -> int:
+        run, metrics, reporter = self.run, self.run.metrics, self.run.reporter
+        metrics.enter(self._keys[number], training=False, suffix=self._suffixes[number])
+        if number == 0:
+            reporter.start(
+                self._title,
+                sum(each.length if math.isinf(length) else min(each.length, length) for each in self.loaders),
+            )
+        place = (number,) if len(self.loaders) > 1 else ()
+        batch_idx = -1
+        for batch_idx, batch in enumerate(feed(loader.loader, length, run.transfer(number))):
+            metrics.batch = batch
+            for hook in self._batch_start:
+                hook(batch, batch_idx, number)
+            outputs = self._step(batch, batch_idx, *place)
+            for hook in self._batch_end:
+                hook(outputs, batch, batch_idx, number)
+            if time.perf_counter() >= reporter.next_refresh:
+                reporter.refresh(time.perf_counter(), batch_idx + 1, {})
+        metrics.batch = None
+        if batch_idx < 0 and length:
+            raise ValueError(
+                explain(
+                    f"The {self.stage} loader {loader.name or number} yielded no batch",
+                    got=loader.loader,
+                    fix="check its data set; an iterator that was used up cannot be iterated over again",
+                )
+            )
+        return batch_idx + 1
+
+
+def results(loop: EvaluateLoop, values: dict[str, float]) -> list[dict[str, float]]:
+    """Split the metrics of an evaluation by loader, as `Trainer.validate` returns them: one dict per loader."""
+    if len(loop.loaders) == 1:
+        return [values]
+    suffixes = loop._suffixes
+    shared = {name: value for name, value in values.items() if not name.endswith(tuple(suffixes))}
+    return [
+        {**{name: value for name, value in values.items() if name.endswith(suffix)}, **shared} for suffix in suffixes
+    ]
+
+
+def sanity_check(loop: EvaluateLoop, batches: int) -> None:
+    """Validate on a few batches, so that a mistake in validation shows before an epoch is spent."""
+    run: Any = loop.run
+    run.call("on_sanity_check_start")
+    loop.evaluate(most_batches=batches, sanity=True)
+    run.call("on_sanity_check_end")

@@ -1,0 +1,403 @@
+"""What a `Trainer` tells about the run it is in: facts to read, under the names Lightning gave them."""
+
+from __future__ import annotations
+
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from taskloom.accelerators import Accelerator
+from taskloom.callbacks import Callback
+from taskloom.checkpoint import CheckpointKeeper
+from taskloom.core.data import DataModule
+from taskloom.core.errors import explain
+from taskloom.core.progress import Progress
+from taskloom.core.task import TaskModule
+from taskloom.core.transfer import count_samples
+from taskloom.data import NamedLoader
+from taskloom.fabric import Fabric
+from taskloom.loggers import Logger
+from taskloom.loggers.group import LoggerGroup
+from taskloom.optim import SchedulerConfig, TaskOptimizer
+from taskloom.precision import Precision
+from taskloom.strategies import Strategy
+
+if TYPE_CHECKING:
+    from taskloom.loop.evaluate import EvaluateLoop
+    from taskloom.loop.fit import FitLoop
+    from taskloom.loop.limits import Limits
+    from taskloom.loop.run import Run
+    from taskloom.loop.saving import Saver
+
+Status = Literal["new", "running", "finished", "stopped", "interrupted", "failed"]
+StageName = Literal["fit", "sanity", "validate", "test", "predict"]
+
+
+@dataclass
+class TrainerState:
+    """Where a Trainer is. Read it; the loops write it.
+
+    Attributes:
+        status: of the last stage that was started.
+        stage: that runs now, None between stages.
+    """
+
+    status: Status = "new"
+    stage: StageName | None = None
+
+
+@dataclass
+class Parts:
+    """What the stage in hand, or else the last one, is made of."""
+
+    run: Run | None = None
+    fit: FitLoop | None = None
+    saver: Saver | None = None
+    limits: Limits | None = None
+    evaluation: EvaluateLoop | None = None
+    train: NamedLoader | None = None
+    evaluated: list[NamedLoader] = field(default_factory=list)
+    predicted: list[NamedLoader] = field(default_factory=list)
+    keepers: list[CheckpointKeeper] = field(default_factory=list)
+
+
+class Facts:
+    """Read-only facts about a run; the constructor of `Trainer` fills what they are read from."""
+
+    fabric: Fabric
+    progress: Progress
+    state: TrainerState
+    callbacks: list[Callback]
+    logger_group: LoggerGroup
+    num_sanity_val_steps: int
+    parts: Parts
+
+    # The graph ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def strategy(self) -> Strategy:
+        """How the module is spread."""
+        return self.fabric.strategy
+
+    @property
+    def precision(self) -> Precision:
+        """The dtype policy."""
+        return self.fabric.precision
+
+    @property
+    def precision_plugin(self) -> Precision:
+        """Lightning's name of `precision`."""
+        return self.fabric.precision
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """The kind of device."""
+        return self.fabric.accelerator
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.fabric.device
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of this machine that the run uses."""
+        return max(1, self.strategy.world_size // max(1, self.fabric.num_nodes))
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.strategy.world_size
+
+    @property
+    def global_rank(self) -> int:
+        """Number of this process."""
+        return self.strategy.global_rank
+
+    @property
+    def local_rank(self) -> int:
+        """Number of this process on its machine."""
+        return self.strategy.local_rank
+
+    @property
+    def node_rank(self) -> int:
+        """Number of this machine."""
+        return self.strategy.node_rank
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.strategy.is_global_zero
+
+    # Counters -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def current_epoch(self) -> int:
+        """Completed epochs, so the number of the running one from 0."""
+        return self.progress.epochs
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps; with several optimizers the batches in which any stepped."""
+        return self.progress.steps
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the training batch in hand is the last of its epoch."""
+        return self.parts.fit is not None and self.parts.fit.is_last_batch
+
+    @property
+    def is_accumulating(self) -> bool:
+        """Whether the batch just trained on was not followed by an optimizer step."""
+        return self.parts.fit is not None and self.parts.fit.optimization.window.filled > 0
+
+    @property
+    def accumulate_grad_batches(self) -> int:
+        """Micro-batches per optimizer step now; set it at the start of an epoch to change it for that epoch."""
+        return self.parts.fit.optimization.window.batches if self.parts.fit is not None else 1
+
+    @accumulate_grad_batches.setter
+    def accumulate_grad_batches(self, batches: int) -> None:
+        fit = self._fit_loop("accumulate_grad_batches")
+        if fit.optimization.window.filled:
+            raise RuntimeError(
+                explain(
+                    "accumulate_grad_batches cannot change within a window",
+                    why="its micro-batches are scaled already",
+                    fix="set it in on_train_epoch_start",
+                )
+            )
+        fit.optimization.window.batches = batches
+
+    @property
+    def estimated_stepping_batches(self) -> float:
+        """Planned optimizer steps of the whole fit, `inf` when unknown; can be read in `configure_optimizers`."""
+        if self.parts.limits is None:
+            raise RuntimeError(
+                explain(
+                    "The number of planned steps is not known yet",
+                    why="the training loader has not been made",
+                    fix="read it in configure_optimizers or later",
+                )
+            )
+        return self.parts.limits.total_steps
+
+    # Stages ---------------------------------------------------------------------------------------------------------------
+
+    @property
+    def training(self) -> bool:
+        """Whether `fit` is training (and not validating)."""
+        return self.state.stage == "fit"
+
+    @property
+    def validating(self) -> bool:
+        """Whether validation runs, within `fit` or by itself."""
+        return self.state.stage == "validate"
+
+    @property
+    def testing(self) -> bool:
+        """Whether `test` runs."""
+        return self.state.stage == "test"
+
+    @property
+    def predicting(self) -> bool:
+        """Whether `predict` runs."""
+        return self.state.stage == "predict"
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Whether the validation batches before training run."""
+        return self.state.stage == "sanity"
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether validation or test runs."""
+        return self.state.stage in ("validate", "test", "sanity")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last stage was ended by Ctrl-C."""
+        return self.state.status == "interrupted"
+
+    # Task, data, optimizers -----------------------------------------------------------------------------------------------
+
+    @property
+    def task_module(self) -> TaskModule:
+        """The user's task.
+
+        Raises:
+            RuntimeError: no stage has been started.
+        """
+        return self._run("task_module").task
+
+    @property
+    def lightning_module(self) -> TaskModule:
+        """Lightning's name of `task_module`."""
+        return self.task_module
+
+    @property
+    def model(self) -> nn.Module:
+        """The wrapped module that steps are called through."""
+        return self._run("model").module
+
+    @property
+    def datamodule(self) -> DataModule | None:
+        """The data module of the stage, or None."""
+        return self._run("datamodule").datamodule
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers of a fit; empty otherwise."""
+        return self.parts.fit.optimization.optimizers if self.parts.fit is not None else []
+
+    @property
+    def task_optimizers(self) -> list[TaskOptimizer]:
+        """The optimizers as users step them in manual optimisation."""
+        return self.parts.fit.optimization.task_optimizers if self.parts.fit is not None else []
+
+    @property
+    def lr_scheduler_configs(self) -> list[SchedulerConfig]:
+        """The schedulers of a fit with their intervals."""
+        return self.parts.fit.optimization.schedulers.configs if self.parts.fit is not None else []
+
+    @property
+    def lrs(self) -> list[float]:
+        """The learning rate of every parameter group of every optimizer, in order."""
+        return [
+            float(group["lr"]) for optimizer in self.optimizers for group in optimizer.param_groups if "lr" in group
+        ]
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The training loader as it was passed."""
+        return self.parts.train.loader if self.parts.train is not None else None
+
+    @property
+    def val_dataloaders(self) -> list[Any]:
+        """The validation loaders as they were passed."""
+        return [each.loader for each in self.parts.evaluated] if self.state.stage != "test" else []
+
+    @property
+    def test_dataloaders(self) -> list[Any]:
+        """The test loaders as they were passed."""
+        return [each.loader for each in self.parts.evaluated] if self.state.stage == "test" else []
+
+    @property
+    def predict_dataloaders(self) -> list[Any]:
+        """The prediction loaders as they were passed."""
+        return [each.loader for each in self.parts.predicted]
+
+    @property
+    def num_training_batches(self) -> float:
+        """Training batches per epoch after the limit, `inf` when unknown, 0 outside a fit."""
+        return self.parts.train.length if self.parts.train is not None else 0
+
+    @property
+    def num_val_batches(self) -> list[float]:
+        """Validation batches of each loader after the limit."""
+        return [each.length for each in self.parts.evaluated] if self.state.stage != "test" else []
+
+    @property
+    def num_test_batches(self) -> list[float]:
+        """Test batches of each loader after the limit."""
+        return [each.length for each in self.parts.evaluated] if self.state.stage == "test" else []
+
+    @property
+    def num_predict_batches(self) -> list[float]:
+        """Prediction batches of each loader after the limit."""
+        return [each.length for each in self.parts.predicted]
+
+    @property
+    def num_sanity_val_batches(self) -> list[float]:
+        """Validation batches of each loader that the sanity check runs."""
+        return [min(length, self.num_sanity_val_steps) for length in self.num_val_batches]
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether this fit validates."""
+        return self.parts.evaluation is not None
+
+    @property
+    def effective_batch_size(self) -> int | None:
+        """Samples per optimizer step: micro-batch × accumulation × data-parallel ranks; None when a batch does not tell."""
+        loader = self.train_dataloader
+        size = getattr(loader, "batch_size", None)
+        if not isinstance(size, int):
+            size = count_samples(self.parts.run.metrics.batch) if self.parts.run is not None else None
+        return None if size is None else size * self.accumulate_grad_batches * self.strategy.data_parallel_size
+
+    # Metrics --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """The latest value of every logged name as a 0-dim float64 tensor on the CPU; reading it waits for no device."""
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._metrics().items()}
+
+    @property
+    def logged_metrics(self) -> dict[str, float]:
+        """The latest values that went to the loggers."""
+        return dict(self.parts.run.metrics.logged_metrics) if self.parts.run is not None else {}
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The latest values in the progress bar."""
+        return dict(self.parts.run.metrics.progress_bar_metrics) if self.parts.run is not None else {}
+
+    def _metrics(self) -> dict[str, float]:
+        return self.parts.run.metrics.callback_metrics if self.parts.run is not None else {}
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """All loggers."""
+        return self.logger_group.loggers
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first logger, or None."""
+        return self.loggers[0] if self.loggers else None
+
+    # Checkpoints ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> list[CheckpointKeeper]:
+        """One keeper per checkpoint policy: its best, its last, and what it keeps."""
+        return self.parts.keepers
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The best checkpoint of the first policy that has one."""
+        return next((keeper.best_path for keeper in self.parts.keepers if keeper.best_path), None)
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint."""
+        return next((keeper.last_path for keeper in self.parts.keepers if keeper.last_path), None)
+
+    # Parts ----------------------------------------------------------------------------------------------------------------
+
+    def _run(self, name: str) -> Run:
+        if self.parts.run is None:
+            raise RuntimeError(
+                explain(
+                    f"Trainer.{name} is not known yet",
+                    why="no stage has been started",
+                    fix="read it in a hook or after fit, validate, test or predict",
+                )
+            )
+        return self.parts.run
+
+    def _fit_loop(self, name: str) -> FitLoop:
+        if self.parts.fit is None:
+            raise RuntimeError(
+                explain(
+                    f"Trainer.{name} is not possible now",
+                    why="no fit is running",
+                    fix="call it from a step or a hook of fit",
+                )
+            )
+        return self.parts.fit

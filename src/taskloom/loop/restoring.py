@@ -1,0 +1,69 @@
+"""Bringing a run back to where a checkpoint was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from taskloom.checkpoint import CheckpointKeeper, CheckpointReader
+from taskloom.core.errors import CheckpointError, explain
+from taskloom.loop.optimization import Optimization
+from taskloom.loop.run import Run
+from taskloom.loop.saving import Saver, restore_generators
+
+
+def restore_weights(run: Run, reader: CheckpointReader) -> None:
+    """Load parameters and buffers, and what the task and the callbacks had added."""
+    run.strategy.load_model(run.module, reader.model_tensors(), strict=run.task.strict_loading)
+    custom = reader.state.get("custom", {})
+    for hook in run.hooks.of("on_load_checkpoint"):
+        hook(custom)
+
+
+def restore_training(
+    run: Run, reader: CheckpointReader, optimization: Optimization, saver: Saver, keepers: Sequence[CheckpointKeeper]
+) -> None:
+    """Load everything else: moments, schedules, counters, callbacks, random generators.
+
+    Raises:
+        CheckpointError: the checkpoint holds weights only, or was written by a run of another shape.
+    """
+    state, trainer = reader.state, run.trainer
+    if "optimizers" not in state:
+        raise CheckpointError(
+            explain(
+                f"{reader.path} holds weights only, so training cannot continue from it",
+                fix="start a new training from it with TaskModule.load_from_checkpoint",
+            )
+        )
+    optimizers = dict(zip(optimization.names, optimization.optimizers))
+    run.strategy.load_optimizers(run.module, optimizers, state["optimizers"], reader.optimizer_tensors())
+    _restore_schedulers(optimization, state, reader)
+    run.strategy.precision.load_state_dict(state["precision"])
+    trainer.progress.load_state_dict(state["progress"])
+    optimization.window.skipped = trainer.progress.skipped_batches
+    for callback in trainer.callbacks:
+        if callback.state_key in state["callbacks"]:
+            callback.load_state_dict(state["callbacks"][callback.state_key])
+    for keeper, kept in zip(keepers, state["keepers"]):
+        keeper.load_state_dict(kept, resumed_from=reader.path)
+    if run.datamodule is not None:
+        run.datamodule.load_state_dict(state["datamodule"])
+    metrics = reader.manifest.metrics
+    run.metrics.callback_metrics.update({name: value for name, (value, _) in metrics.items()})
+    run.metrics.measured_at.update({name: step for name, (_, step) in metrics.items()})
+    saver.resume(state)
+    restore_generators(run, state["generators"])
+
+
+def _restore_schedulers(optimization: Optimization, state: dict[str, Any], reader: CheckpointReader) -> None:
+    configs, saved = optimization.schedulers.configs, state["schedulers"]
+    if len(configs) != len(saved):
+        raise CheckpointError(
+            explain(
+                f"{reader.path} has {len(saved)} schedulers and configure_optimizers returned {len(configs)}",
+                fix="return the same schedulers as the run that wrote it",
+            )
+        )
+    for config, each in zip(configs, saved):
+        config.scheduler.load_state_dict(each)

@@ -1,0 +1,83 @@
+"""Stepping learning-rate schedulers at the interval they declare, never more often because of processes or accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from warnings import warn
+
+from taskloom.core.errors import TaskloomWarning, explain, nearest
+from taskloom.core.hooks import overridden
+from taskloom.core.progress import Progress
+from taskloom.core.task import TaskModule
+from taskloom.metrics import MetricStore
+from taskloom.optim import SchedulerConfig
+
+
+class Schedulers:
+    """The schedulers of a run.
+
+    Attributes:
+        configs: as `configure_optimizers` declared them.
+    """
+
+    def __init__(
+        self, configs: Sequence[SchedulerConfig], task: TaskModule, progress: Progress, metrics: MetricStore
+    ) -> None:
+        self.configs = list(configs)
+        self._progress, self._metrics = progress, metrics
+        self._step: Callable[[Any, Any], None] | None = overridden(task, "lr_scheduler_step", TaskModule)
+        automatic = self.configs if task.automatic_optimization else []
+        self._by_step = [config for config in automatic if config.interval == "step" and not config.reduce_on_plateau]
+        self._by_epoch = [config for config in automatic if config.interval == "epoch" and not config.reduce_on_plateau]
+        self._plateau = [config for config in automatic if config.reduce_on_plateau]
+
+    def after_step(self) -> None:
+        """An optimizer step was taken; a skipped one does not come here."""
+        for config in self._by_step:
+            if self._progress.steps % config.frequency == 0:
+                self._advance(config)
+
+    def after_epoch_batches(self) -> None:
+        """The last batch of an epoch is done, its validation is to come."""
+        for config in self._by_epoch:
+            if (self._progress.epochs + 1) % config.frequency == 0:
+                self._advance(config)
+
+    def after_validation(self) -> None:
+        """A validation during an epoch is done; schedulers that watch a metric by step take it."""
+        for config in self._plateau:
+            if config.interval == "step":
+                self._advance(config)
+
+    def after_epoch(self) -> None:
+        """An epoch and its validation are done, and its metrics are known."""
+        for config in self._plateau:
+            if config.interval == "epoch" and (self._progress.epochs + 1) % config.frequency == 0:
+                self._advance(config)
+
+    def _advance(self, config: SchedulerConfig) -> None:
+        metric = self._watched(config) if config.monitor and config.reduce_on_plateau else None
+        if config.reduce_on_plateau and metric is None:
+            return
+        if self._step is not None:
+            self._step(config.scheduler, metric)
+        elif metric is None:
+            config.scheduler.step()
+        else:
+            config.scheduler.step(metric)
+
+    def _watched(self, config: SchedulerConfig) -> float | None:
+        name = str(config.monitor)
+        known = self._metrics.callback_metrics
+        if name in known:
+            return known[name]
+        problem = explain(
+            f"The scheduler {config.name or type(config.scheduler).__name__} watches {name!r}, which was not logged",
+            got=sorted(known),
+            fix=f"self.log({name!r}, ...), or correct 'monitor'.{nearest(name, known)}",
+        )
+        if config.strict:
+            raise ValueError(problem)
+        warn(problem, TaskloomWarning, stacklevel=2)
+        return None

@@ -1,0 +1,154 @@
+"""The beginning and the end of every stage: set-up, failure, Ctrl-C, and cleaning up, the same for all of them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch
+
+from taskloom.callbacks import Callback
+from taskloom.callbacks.base import check_hook_names, ordered
+from taskloom.core.data import DataModule
+from taskloom.core.errors import explain
+from taskloom.core.task import TaskModule
+from taskloom.loop.facts import StageName
+from taskloom.loop.run import Hooks, Run
+from taskloom.metrics import MetricStore
+
+if TYPE_CHECKING:
+    from taskloom.trainer import Trainer
+
+
+@contextmanager
+def stage(
+    trainer: Trainer, name: StageName, task: TaskModule, datamodule: DataModule | None
+) -> Generator[Run, None, None]:
+    """Prepare a stage, hand out its parts, and clean up whatever happens.
+
+    A failure is reported to the hooks, leaves a checkpoint where the weights are whole (Ctrl-C), and is raised again.
+    """
+    if not isinstance(task, TaskModule):
+        raise TypeError(
+            explain(
+                "The task must be an instance of taskloom.TaskModule",
+                got=task,
+                fix="derive your class from TaskModule, and pass an instance rather than the class",
+            )
+        )
+    callbacks = _with_own_callbacks(trainer.callbacks, task)
+    trainer.begin(name, task, datamodule, callbacks)
+    with ExitStack() as cleanup:
+        cleanup.callback(trainer.reporter.close)
+        cleanup.enter_context(_deterministic(trainer.deterministic))
+        if trainer.debug.detect_anomaly:
+            cleanup.enter_context(torch.autograd.detect_anomaly())
+        run = Run(
+            trainer,
+            task,
+            datamodule,
+            Hooks(trainer, task, callbacks),
+            MetricStore(trainer.strategy, trainer.accelerator.synchronous),
+            trainer.reporter,
+        )
+        trainer.parts.run = run
+        task.attach(trainer, run.metrics)
+        try:
+            _set_up(run, name)
+            cleanup.enter_context(_interrupts(trainer))
+            yield run
+        except BaseException as error:
+            _failed(run, error)
+            raise
+        finally:
+            cleanup.callback(task.attach, trainer, None)
+            cleanup.callback(_tear_down, run, name)
+        trainer.succeeded()
+
+
+def _with_own_callbacks(callbacks: Sequence[Callback], task: TaskModule) -> list[Callback]:
+    """Add the task's callbacks; one of the same class takes the place of the Trainer's."""
+    own = task.configure_callbacks()
+    own = list(own) if isinstance(own, Sequence) else [own]
+    for callback in own:
+        check_hook_names(callback)
+    replaced = {type(callback) for callback in own}
+    return ordered([callback for callback in callbacks if type(callback) not in replaced] + own)
+
+
+def _set_up(run: Run, name: StageName) -> None:
+    task, datamodule, strategy = run.task, run.datamodule, run.strategy
+    for owner in (datamodule, task):
+        if owner is None:
+            continue
+        per_node = owner.prepare_data_per_node if isinstance(owner, DataModule) else True
+        if (strategy.local_rank if per_node else strategy.global_rank) == 0:
+            owner.prepare_data()
+    strategy.barrier("prepare_data")
+    if datamodule is not None:
+        datamodule.setup(name)
+    for hook in run.hooks.of("setup"):
+        hook(name)
+    with strategy.init_context():
+        task.configure_model()
+
+
+def _tear_down(run: Run, name: StageName) -> None:
+    if run.datamodule is not None:
+        run.datamodule.teardown(name)
+    for hook in run.hooks.of("teardown"):
+        hook(name)
+
+
+def _failed(run: Run, error: BaseException) -> None:
+    trainer = run.trainer
+    trainer.state.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    if run.datamodule is not None:
+        run.datamodule.on_exception(error)
+    for hook in run.hooks.of_callbacks("on_exception"):
+        hook(error)
+    trainer.failed(error)
+
+
+@contextmanager
+def _interrupts(trainer: Trainer) -> Generator[None, None, None]:
+    """Let the first Ctrl-C wait for the optimizer step in hand, so that the checkpoint it leaves is whole; the second does not wait.
+
+    A handler that the user's program installed is left alone.
+    """
+    usable = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if not usable:
+        yield
+        return
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if trainer.interrupt_requested or not trainer.in_training_batch:
+            raise KeyboardInterrupt
+        trainer.request_interrupt()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _deterministic(mode: bool | str) -> Generator[None, None, None]:
+    """Ask torch for deterministic algorithms during the stage; `"warn"` only warns where there is none."""
+    if not mode:
+        yield
+        return
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=mode == "warn")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
