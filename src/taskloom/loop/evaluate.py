@@ -69,7 +69,7 @@ class EvaluateLoop:
             hooks.of(f"on_{names.prefix}_batch_start"),
             hooks.of(f"on_{names.prefix}_batch_end"),
         )
-        self._log_hooks = hooks.of("on_log")
+        self._log_hooks = hooks.of_callbacks("on_log")
         self._model_eval = task.on_validation_model_eval if stage == "validate" else task.on_test_model_eval
         self._model_train = task.on_validation_model_train if stage == "validate" else task.on_test_model_train
         self._keys = [f"{stage}/{number}" for number in range(len(self.loaders))]

@@ -106,7 +106,7 @@ class FitLoop:
         )
         self._epoch_end_monitors = hooks.of_callbacks("on_train_epoch_end", monitoring=True)
         self._batch_start, self._batch_end = hooks.of("on_train_batch_start"), hooks.of("on_train_batch_end")
-        self._log_hooks = hooks.of("on_log")
+        self._log_hooks = hooks.of_callbacks("on_log")
         self._tokens = overridden(run.task, "num_tokens", TaskModule)
         self._next_check = 0.0
         self._next_time = 0.0

@@ -80,17 +80,11 @@ class Saver:
     def if_due(self, *, at_epoch_end: bool, requested: bool = False) -> None:
         """Save under every policy that is due; those by epoch are due only after it, the others only before its end."""
         progress = self._run.trainer.progress
-        content: CheckpointContent | None = None
-        for policy, keeper, trigger in zip(self._policies, self._keepers, self.triggers):
-            by_epoch = trigger.interval.unit == "epochs"
-            due = by_epoch == at_epoch_end and _due(trigger, progress)
+        for keeper, trigger in zip(self._keepers, self.triggers, strict=True):
+            due = (trigger.interval.unit == "epochs") == at_epoch_end and trigger.due(progress, epoch_ended=False)
             if due or requested:
-                content = self.content()
-                keeper.save(content, on_schedule=due)
+                keeper.save(self.content(), on_schedule=due)
                 self._saved_step = progress.steps
-                del policy
-        if content is not None:
-            self._run.trainer.checkpoint_written(self._keepers)
 
     def at_end(self) -> None:
         """Save once more if the last step is in no checkpoint yet; also after an interrupt."""
@@ -100,7 +94,6 @@ class Saver:
         for keeper in self._keepers:
             keeper.save(self.content(), on_schedule=False)
         self._saved_step = progress.steps
-        self._run.trainer.checkpoint_written(self._keepers)
 
     def content(self, *, weights_only: bool = False) -> CheckpointContent:
         """Gather what a checkpoint holds now."""
@@ -156,17 +149,6 @@ class Saver:
         first = list(islice(batches, 1))
         restore_generators(run, now)
         return chain(first, batches)
-
-
-def _due(trigger: Trigger, progress: Any) -> bool:
-    if trigger.interval.unit != "epochs":
-        return trigger.due(progress)
-    # The loop has counted the finished epoch already when it asks here.
-    progress.epochs -= 1
-    try:
-        return trigger.due(progress, epoch_ended=True)
-    finally:
-        progress.epochs += 1
 
 
 class _Skipping:

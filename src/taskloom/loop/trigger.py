@@ -38,7 +38,7 @@ class Trigger:
         self._total_steps = total_steps
         self.interval = self._countable(interval)
         self._start = None if start_after is None else self._countable(start_after)
-        self._fired_at: float | None = None
+        self._fired_at = 0.0
 
     def _countable(self, interval: Interval) -> Interval:
         """Express parts of an epoch in batches, and parts of the run in steps."""
@@ -68,9 +68,7 @@ class Trigger:
 
     def begin(self, progress: Progress) -> None:
         """Count time from now, and do not fire again for a moment that has passed already (after a resume)."""
-        self._fired_at = (
-            progress.seconds if self.interval.unit == "seconds" else self._count(progress, epoch_ended=False)
-        )
+        self._fired_at = _reached(self.interval, progress, epoch_ended=False)
 
     def due(self, progress: Progress, *, epoch_ended: bool = False) -> bool:
         """Return whether it is due now, and if so remember that it happened.
@@ -81,17 +79,14 @@ class Trigger:
         """
         if self._start is not None and _reached(self._start, progress, epoch_ended) < self._start.amount:
             return False
-        now = self._count(progress, epoch_ended)
+        now, fired_at = _reached(self.interval, progress, epoch_ended), self._fired_at
         if self.interval.unit == "seconds":
-            if now - (self._fired_at or 0.0) < self.interval.amount:
-                return False
-        elif self.interval.unit == "epochs":
-            if not epoch_ended or now % self.interval.amount or now == self._fired_at:
-                return False
-        elif now // self.interval.amount <= (self._fired_at or 0.0) // self.interval.amount:
-            return False
-        self._fired_at = now
-        return True
+            due = now - fired_at >= self.interval.amount
+        else:
+            due = now // self.interval.amount > fired_at // self.interval.amount
+        if due:
+            self._fired_at = now
+        return due
 
     def wait(self, progress: Progress) -> float:
         """Return how many batches must pass at least before it can be due, other than at an epoch's end."""
@@ -104,10 +99,7 @@ class Trigger:
         """Return how many seconds must pass before it can be due; `inf` for an interval that is not of time."""
         if self.interval.unit != "seconds":
             return math.inf
-        return max(0.0, (self._fired_at or 0.0) + self.interval.amount - progress.seconds)
-
-    def _count(self, progress: Progress, epoch_ended: bool) -> float:
-        return _reached(self.interval, progress, epoch_ended)
+        return max(0.0, self._fired_at + self.interval.amount - progress.seconds)
 
 
 def _reached(interval: Interval, progress: Progress, epoch_ended: bool) -> float:
