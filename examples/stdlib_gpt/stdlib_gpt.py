@@ -331,13 +331,13 @@ class StdlibGPT(TaskModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Loss:
         loss = self._loss(batch)
-        self.log("train/loss", loss.mean.detach(), prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        loss, tokens = self._loss(batch), self.num_tokens(batch)
-        self.log("val/loss", loss.mean, prog_bar=True, batch_size=tokens)
-        self.log("val/bits_per_byte", loss.mean / math.log(2), batch_size=tokens)
+        loss = self._loss(batch)
+        self.log("val/loss", loss, prog_bar=True)  # a sum and a weight, so the epoch's value is exact per byte
+        self.log("val/bits_per_byte", Loss(loss.sum / math.log(2), loss.weight))
 
     def _loss(self, batch: Tensor) -> Loss:
         """Sum of the cross-entropy in nats, with the number of predicted bytes as its weight."""

@@ -127,7 +127,7 @@ class Tumours(TaskModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Loss:
         loss = self._loss(batch)
-        self.log("train/loss", loss.mean.detach(), prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
