@@ -95,7 +95,7 @@ def test_minus_one_keeps_everything(tmp_path, policy):
     values=st.lists(st.floats(-10, 10) | st.just(math.nan), min_size=1, max_size=6),
     mode=st.sampled_from(["min", "max"]),
     top=st.integers(0, 3),
-    newest=st.integers(0, 3).filter(bool),
+    newest=st.integers(1, 3),
 )
 @pytest.mark.filterwarnings("ignore::taskloom.core.errors.TaskloomWarning")
 def test_what_is_left_is_the_newest_and_the_best(tmp_path_factory, values, mode, top, newest):
@@ -106,14 +106,10 @@ def test_what_is_left_is_the_newest_and_the_best(tmp_path_factory, values, mode,
     finite = [
         (value if mode == "min" else -value, step) for step, value in enumerate(values, 1) if math.isfinite(value)
     ]
-    best = [step for _, step in sorted(finite)]
-    expected = (
-        set(best[:top])
-        | set(range(len(values) - newest + 1, len(values) + 1)) & set(range(1, len(values) + 1))
-        | set(best[:1])
-    )
-    assert set(steps(folder)) <= expected
-    assert set(steps(folder)) >= expected - (set(best[:1]) if top == 0 else set())
+    best = [step for _, step in sorted(finite)][:top]
+    last = range(max(1, len(values) - newest + 1), len(values) + 1)
+    assert steps(folder) == sorted({*best, *last})
+    assert (kept.best_path is None) == (not best)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -216,6 +212,27 @@ def test_other_runs_checkpoints_are_neither_deleted_nor_replaced(tmp_path):
     stranger.load_state_dict(ours.state_dict())  # told to keep what another run wrote
     stranger.save(make_content(4, run_id="run-c"))
     assert steps(tmp_path) == [2, 3, 4]
+
+
+def test_what_a_pointer_still_names_is_never_deleted(tmp_path):
+    first = keeper(tmp_path, monitor="m")
+    first.save(measured(1, 0.1))
+    resumed = keeper(tmp_path)  # no metric is monitored any more, and best.json is as it was
+    resumed.load_state_dict(first.state_dict())
+    (tmp_path / "kept.json").unlink()  # and the first policy's claim is lost
+    for step in (2, 3):
+        resumed.save(measured(step, 0.5))
+    assert steps(tmp_path) == [1, 3]
+    assert best_checkpoint(tmp_path) == tmp_path / "step-00000001"
+
+
+def test_pointer_is_replaced_whole(tmp_path):
+    kept = keeper(tmp_path)
+    kept.save(make_content(1))
+    with (tmp_path / "last.json").open() as reader:
+        kept.save(make_content(2))
+        assert json.loads(reader.read())["step"] == 1  # whoever is reading sees the old one to its end
+    assert pointer(tmp_path, "last.json")["step"] == 2
 
 
 def test_pinned_checkpoint_stays(tmp_path):
@@ -322,6 +339,10 @@ def test_killed_at_any_change_leaves_good_pointers_and_a_good_checkpoint(tmp_pat
         killed_after(survives, lambda kept=kept: kept.save(measured(3, 0.1)))
         last = folder / pointer(folder, "last.json")["checkpoint"]
         assert verify_checkpoint(last) == [], survives
+        for path in folder.glob("step-*"):
+            assert verify_checkpoint(path) == [], (
+                survives
+            )  # nothing half written or half deleted has a checkpoint's name
         assert verify_checkpoint(best_checkpoint(folder)) == [], survives
         found, _ = latest_checkpoint(folder)
         resumed = keeper(folder, monitor="m")

@@ -153,6 +153,10 @@ def test_marker_keys_of_the_user_are_data():
         assert_same(round_trip(value), value)
 
 
+def test_sets_are_written_in_one_order_whatever_the_hash_seed():
+    assert encode_state({"c", "a", "b"}).data == {"$set": ["a", "b", "c"]}
+
+
 def test_text_that_is_not_unicode_and_long_integers_survive():
     assert_same(round_trip(["\ud800", 10**6000, -(2**64)]), ["\ud800", 10**6000, -(2**64)])
     assert_same(round_trip({"\ud800": torch.ones(1)}), {"\ud800": torch.ones(1)})

@@ -197,7 +197,7 @@ class CheckpointKeeper:
         )
 
     def _best(self) -> _Entry | None:
-        ranked = self._ranked(self._entries)
+        ranked = self._ranked(self._entries) if self.policy.save_top_k != 0 else []
         return ranked[0] if ranked else None
 
     def _wanted(self, entries: list[_Entry] | None = None) -> set[str]:
