@@ -2,6 +2,63 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from taskloom.callbacks.base import Callback
 
-__all__ = ["Callback"]
+if TYPE_CHECKING:
+    from taskloom.callbacks.accumulation_scheduler import GradientAccumulationScheduler
+    from taskloom.callbacks.early_stopping import EarlyStopping
+    from taskloom.callbacks.lambda_callback import LambdaCallback
+    from taskloom.callbacks.learning_rate_monitor import LearningRateMonitor
+    from taskloom.callbacks.model_checkpoint import ModelCheckpoint
+    from taskloom.callbacks.model_pruning import ModelPruning
+    from taskloom.callbacks.model_summary import ModelSummary, RichModelSummary
+    from taskloom.callbacks.spike_detection import SpikeDetection
+    from taskloom.callbacks.terminate_on_nan import TerminateOnNaN
+    from taskloom.callbacks.throughput import ThroughputMonitor, measure_flops
+    from taskloom.callbacks.timer import Timer
+
+# Loaded on first use: one callback should not cost the imports of all.
+_HOME = {
+    "EarlyStopping": "early_stopping",
+    "GradientAccumulationScheduler": "accumulation_scheduler",
+    "LambdaCallback": "lambda_callback",
+    "LearningRateMonitor": "learning_rate_monitor",
+    "ModelCheckpoint": "model_checkpoint",
+    "ModelPruning": "model_pruning",
+    "ModelSummary": "model_summary",
+    "RichModelSummary": "model_summary",
+    "SpikeDetection": "spike_detection",
+    "TerminateOnNaN": "terminate_on_nan",
+    "ThroughputMonitor": "throughput",
+    "Timer": "timer",
+    "measure_flops": "throughput",
+}
+
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "GradientAccumulationScheduler",
+    "LambdaCallback",
+    "LearningRateMonitor",
+    "ModelCheckpoint",
+    "ModelPruning",
+    "ModelSummary",
+    "RichModelSummary",
+    "SpikeDetection",
+    "TerminateOnNaN",
+    "ThroughputMonitor",
+    "Timer",
+    "measure_flops",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'taskloom.callbacks' has no attribute {name!r}")
+    value = getattr(import_module(f"taskloom.callbacks.{home}"), name)
+    globals()[name] = value
+    return value

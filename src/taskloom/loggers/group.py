@@ -41,6 +41,7 @@ class LoggerGroup:
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self.loggers = list(loggers)
         self.failures: dict[str, LoggerFailure] = {}
+        self._started = False
 
     def __iter__(self) -> Iterator[Logger]:
         return iter(self.loggers)
@@ -65,6 +66,7 @@ class LoggerGroup:
                         fix="correct it, or leave the logger out",
                     )
                 ) from error
+        self._started = True
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, epoch: int) -> None:
         """Record values; see `Logger.log_metrics`."""
@@ -110,6 +112,8 @@ class LoggerGroup:
         return [line for line in lines if line]
 
     def _each(self, call: Callable[[Logger], None]) -> None:
+        if not self._started:  # an evaluation without a run folder has nowhere to log to
+            return
         for logger in self.loggers:
             try:
                 call(logger)
