@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,12 +45,19 @@ def count_samples(batch: Any) -> int | None:
         a mean wrongly without a word.
     """
     if isinstance(batch, torch.Tensor):
-        return batch.shape[0] if batch.ndim else None
+        return len(batch) if batch.ndim else None
     count = None
-    for size in _leading_dimensions(batch):
-        if count is not None and size != count:
-            return None
-        count = size
+    # This runs once per training batch: a flat collection of tensors, the usual batch, must not pay for a recursion.
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else (batch,)
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            sizes: Iterable[int] = (len(value),) if value.ndim else ()
+        else:
+            sizes = _leading_dimensions(value) if values is not batch or not isinstance(value, (str, bytes)) else (len(batch),)
+        for size in sizes:
+            if count is not None and size != count:
+                return None
+            count = size
     return count
 
 
