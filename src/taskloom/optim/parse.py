@@ -142,7 +142,7 @@ def parse_optimizers(returned: Any) -> OptimizerSetup:
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             raise _not_a_shape(optimizer)
-    setup = OptimizerSetup(list(optimizers), _unique_names(optimizers), schedulers)
+    setup = OptimizerSetup(list(optimizers), unique_names(optimizers), schedulers)
     _check_schedulers(setup)
     return setup
 
@@ -213,7 +213,8 @@ def _check_schedulers(setup: OptimizerSetup) -> None:
             )
 
 
-def _unique_names(optimizers: Sequence[Any]) -> list[str]:
+def unique_names(optimizers: Sequence[Any]) -> list[str]:
+    """Return a name for each optimizer: its class name, with -1, -2 where that repeats."""
     kinds = [type(optimizer).__name__ for optimizer in optimizers]
     seen: Counter[str] = Counter()
     names = []

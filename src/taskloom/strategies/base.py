@@ -148,7 +148,7 @@ class Strategy(ABC):
         """Return a callable that runs `step`, a method of the unwrapped module, so that the wrapping takes part."""
 
     @abstractmethod
-    def backward(self, loss: Tensor, module: nn.Module, run: Callable[[Tensor], None] | None = None) -> None:
+    def backward(self, loss: Tensor, module: nn.Module | None, run: Callable[[Tensor], None] | None = None) -> None:
         """Run the backward pass of a 0-dim loss, scaled as the precision asks.
 
         Args:
