@@ -172,15 +172,22 @@ class GAN(TaskModule):
         self.log("val/energy_distance", distance, prog_bar=True, batch_size=len(real))
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+        if self._pictures is not None and not self.trainer.sanity_checking:
             picture = tile(self(self.shown_noise), columns=8)
-            write_png(self.trainer.run_folder / "samples" / f"step-{self.global_step:08d}.png", picture)
+            write_png(self._pictures / f"step-{self.global_step:08d}.png", picture)
 
     def on_fit_end(self) -> None:
         self.eval()
         with torch.no_grad():
             self.print(as_text(self(self.shown_noise[:6])))
-        self.print(f"\nPictures: {self.trainer.run_folder / 'samples'}")
+        if self._pictures is not None:
+            self.print(f"\nPictures: {self._pictures}")
+
+    @property
+    def _pictures(self) -> Path | None:
+        """Where pictures go: nowhere in a run that writes nothing (`--fast_dev_run`) and on other ranks than 0."""
+        folder = self.trainer.run_folder
+        return folder / "samples" if folder is not None and self.trainer.is_global_zero else None
 
     def configure_optimizers(self) -> list[Optimizer]:
         betas = (self.hparams.beta1, 0.999)

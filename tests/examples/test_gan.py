@@ -102,3 +102,10 @@ def test_images_are_drawn_with_characters(load):
     drawn = load("gan").as_text(torch.stack([torch.full((64,), -1.0), torch.full((64,), 1.0)])).splitlines()
 
     assert drawn == [" " * 16 + "  " + "@" * 16] * 8
+
+
+def test_a_dry_run_writes_nothing(run, tmp_path):
+    fitted = run("fit", "gan", "--fast_dev_run", "true")
+
+    assert fitted.result.steps == 1
+    assert list(tmp_path.rglob("*.png")) == []
