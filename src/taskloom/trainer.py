@@ -133,14 +133,20 @@ class Trainer(Facts):
         num_nodes: machines that take part.
         strategy: how the module is spread over devices: `auto`, `single`, or a `Strategy` with its options.
         precision: `32-true`, `64-true`, `bf16-mixed`, `16-mixed`, `bf16-true`, `16-true`, or a `Precision`.
-        max_epochs: epochs to train; a fraction ends in the middle of one, -1 is no bound; `Between(min, max)` adds a lower bound.
+        max_epochs: epochs to train; a fraction ends in the middle of one, -1 is no bound; `Between(min, max)` adds a
+            lower bound.
         max_steps: optimizer steps to train; `Between(min, max)` adds a lower bound.
-        max_time: longest time in the training loop, over all resumes: `"2 hours"`, `"00:12:00:00"`, a timedelta or its keywords.
-        accumulate_grad_batches: micro-batches per optimizer step; `{epoch: n}` changes it, `Accumulation(...)` has the rest.
-        gradient_clip_val: largest gradient norm, off by default; `GradientClipping(...)` clips by value, checks and logs.
-        val_check_interval: how often to validate: `"1 epoch"`, `"500 steps"`, `"10 minutes"`, `"10%"` of the run, an int
+        max_time: longest time in the training loop, over all resumes: `"2 hours"`, `"00:12:00:00"`, a timedelta or its
+            keywords.
+        accumulate_grad_batches: micro-batches per optimizer step; `{epoch: n}` changes it, `Accumulation(...)` has the
+            rest.
+        gradient_clip_val: largest gradient norm, off by default; `GradientClipping(...)` clips by value, checks and
+            logs.
+        val_check_interval: how often to validate: `"1 epoch"`, `"500 steps"`, `"10 minutes"`, `"10%"` of the run, an
+            int
             (batches), a float (part of an epoch), None for never; `ValidationPolicy(...)` has the rest.
-        limit_batches: use less of the loaders: an int (batches), a float (part), or a mapping by stage (train, validate, test,
+        limit_batches: use less of the loaders: an int (batches), a float (part), or a mapping by stage (train,
+            validate, test,
             predict, overfit).
         fast_dev_run: run one batch (or so many) of every stage and write nothing, to see whether the code runs.
         num_sanity_val_steps: validation batches before training, so that a mistake there shows at once.
@@ -237,10 +243,12 @@ class Trainer(Facts):
 
     @classmethod
     def barebones(cls, **arguments: Any) -> Trainer:
-        """Return a Trainer that does nothing beside the loop: no logger, no checkpoints, no progress, no sanity check."""
+        """Return a Trainer that does nothing beside the loop: no logger, no checkpoints, no progress, no sanity
+        check.
+        """
         return cls(**{"logger": False, "checkpoint": False, "progress": False, "num_sanity_val_steps": 0, **arguments})
 
-    # Stages ---------------------------------------------------------------------------------------------------------------
+    # Stages -----------------------------------------------------------------------------------------------------------
 
     def fit(
         self,
@@ -271,7 +279,8 @@ class Trainer(Facts):
                 explain(
                     "Nothing bounds the training",
                     why="max_epochs, max_steps and max_time are all None",
-                    fix="pass max_epochs=10, max_steps=10_000 or max_time='2 hours' to the Trainer; max_epochs=-1 trains until it is stopped",
+                    fix="pass max_epochs=10, max_steps=10_000 or max_time='2 hours' to the Trainer; max_epochs=-1 "
+                    "trains until it is stopped",
                 )
             )
         with stage(self, "fit", task, datamodule) as run:
@@ -391,7 +400,7 @@ class Trainer(Facts):
             restore_weights(run, reader)
             reader.close()
 
-    # Control --------------------------------------------------------------------------------------------------------------
+    # Control ----------------------------------------------------------------------------------------------------------
 
     def request(self, what: Request) -> None:
         """Ask for something at the next step, beside its interval: `"save"`, `"validate"` or `"log"`."""
@@ -418,7 +427,9 @@ class Trainer(Facts):
             self._wake()
 
     def save_checkpoint(self, path: str | Path, weights_only: bool = False) -> None:
-        """Write a checkpoint of the fit in hand, or the last one, to `path` (a folder), and return once it is verified."""
+        """Write a checkpoint of the fit in hand, or the last one, to `path` (a folder), and return once it is
+        verified.
+        """
         saver = self.parts.saver
         if saver is None:
             raise RuntimeError(
@@ -489,7 +500,7 @@ class Trainer(Facts):
         """Lightning's name of `run_folder`."""
         return self.run_folder
 
-    # What loops and stages call -------------------------------------------------------------------------------------------
+    # What loops and stages call ---------------------------------------------------------------------------------------
 
     def begin(
         self, name: StageName, task: TaskModule, datamodule: DataModule | None, callbacks: Sequence[Callback]
@@ -578,7 +589,7 @@ class Trainer(Facts):
         if parts is not None and parts.fit is not None:
             parts.fit.wake()
 
-    # Folders, loggers, lines ----------------------------------------------------------------------------------------------
+    # Folders, loggers, lines ------------------------------------------------------------------------------------------
 
     def _open(self, ckpt_path: str | Path | None) -> CheckpointReader | None:
         if ckpt_path is None:
@@ -621,14 +632,13 @@ class Trainer(Facts):
         self.print(
             start_lines(
                 device=self.accelerator.describe(self.device),
-                precision=f"{self.fabric.precision_name}: {self.precision.policy}",
+                precision=f"{self.precision}",
                 strategy=f"{strategy.name}, {strategy.world_size} process" + ("es" if strategy.world_size > 1 else ""),
                 batch=batch_line(
                     getattr(self.train_dataloader, "batch_size", None),
                     self.settings.accumulation.at_epoch(self.progress.epochs),
                     strategy.data_parallel_size,
                 ),
-                chosen=self.fabric.chosen,
                 run_folder=self.run_folder,
                 resumed_from=reader.path if reader is not None else None,
             )

@@ -1,1 +1,3 @@
-"""What everything else stands on: the task, the data, the loss, counters, intervals and errors. Imports torch and nothing above."""
+"""What everything else stands on: the task, the data, the loss, counters, intervals and errors. Imports torch and
+nothing above.
+"""

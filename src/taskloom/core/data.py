@@ -15,7 +15,8 @@ from taskloom.core.hparams import HyperparametersMixin
 class DataModule(TransferHooks, HyperparametersMixin):
     """Everything about the data in one class that can be shared between tasks.
 
-    `batch_size` of a loader is always per device and per micro-batch; the line printed at the start of a run multiplies it out.
+    `batch_size` of a loader is always per device and per micro-batch; the line printed at the start of a run
+    multiplies it out.
 
     Attributes:
         prepare_data_per_node: call `prepare_data` once on every machine (True) or once in all.

@@ -1,7 +1,9 @@
 """The moments a task and its data may take part in, by Lightning's names.
 
-Every hook is a method that does nothing until it is overridden; `overridden` tells which are, so that the loop can gather
-them once before it starts and never calls the others. The order in which they run is the docstring of `taskloom.loop.fit`.
+Every hook is a method that does nothing until it is overridden; `overridden` tells which are, so that the loop can
+gather
+them once before it starts and never calls the others. The order in which they run is the docstring of
+`taskloom.loop.fit`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from taskloom.core.transfer import move_to_device
 
 
 def overridden(owner: object, name: str, base: type) -> Callable[..., Any] | None:
-    """Return the bound method `name` of `owner` if its class (or the object itself) replaces the one of `base`, else None."""
+    """Return the bound method `name` of `owner` if its class (or the object itself) replaces the one of `base`, else
+    None.
+    """
     if name in vars(owner) or getattr(type(owner), name) is not getattr(base, name):
         method: Callable[..., Any] = getattr(owner, name)
         return method
@@ -31,7 +35,9 @@ class TransferHooks:
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; override for types that are neither tensors, collections of them, nor objects with `.to(device)`."""
+        """Move a batch; override for types that are neither tensors, collections of them, nor objects with
+        `.to(device)`.
+        """
         return move_to_device(batch, device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -32,13 +32,18 @@ _UNITS: Mapping[str, tuple[Unit, float]] = {
     "h": ("seconds", 3600),
     "day": ("seconds", 86400),
 }
-_SPELLINGS = "write '1 epoch', '500 steps', '200 batches', '10 minutes', '10%' (of the run), '00:01:00:00' (days to seconds), an int (batches) or a float up to 1.0 (part of an epoch)"
+_SPELLINGS = (
+    "write '1 epoch', '500 steps', '200 batches', '10 minutes', '10%' (of the run), "
+    "'00:01:00:00' (days to seconds), an int (batches) or a float up to 1.0 (part of an epoch)"
+)
 _AMOUNT = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]+|%)\s*$")
 _CLOCK = re.compile(r"^\d+(:\d{1,2}){2,3}$")
 
 
 def parse_seconds(value: str | timedelta | Mapping[str, float] | float) -> float:
-    """Return seconds for `'DD:HH:MM:SS'`, `'10 minutes'`, a `timedelta`, its keyword arguments, or a number of seconds."""
+    """Return seconds for `'DD:HH:MM:SS'`, `'10 minutes'`, a `timedelta`, its keyword arguments, or a number of
+    seconds.
+    """
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, Mapping):

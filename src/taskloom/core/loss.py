@@ -1,7 +1,9 @@
 """What a training step may return, and what it means for the gradient.
 
-One optimizer step uses the gradient of `Σ sum / Σ weight` over its actual window: all of its micro-batches, a short last
-window included. A mean per micro-batch that is averaged again is a different number when the micro-batches differ in size
+One optimizer step uses the gradient of `Σ sum / Σ weight` over its actual window: all of its micro-batches, a short
+last
+window included. A mean per micro-batch that is averaged again is a different number when the micro-batches differ in
+size
 (Transformers issue 34191), which is why numerator and denominator are kept apart.
 """
 
@@ -18,7 +20,8 @@ class Loss:
     """A loss as a sum and what it sums over.
 
     Args:
-        sum: 0-dim floating-point tensor, the sum of the per-sample (or per-token) losses; must require grad in training.
+        sum: 0-dim floating-point tensor, the sum of the per-sample (or per-token) losses; must require grad in
+            training.
         weight: how many samples (tokens, pixels, class weights) the sum covers; a number or a 0-dim tensor, at least 0.
 
     Example:
@@ -36,7 +39,8 @@ class Loss:
 
 @dataclass(frozen=True)
 class Skip:
-    """Returned by a step that has nothing to learn from its batch. Returning the class itself, or `None`, means the same.
+    """Returned by a step that has nothing to learn from its batch. Returning the class itself, or `None`, means the
+    same.
 
     Args:
         reason: shown in the warning that counts skipped batches.

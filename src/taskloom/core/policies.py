@@ -1,6 +1,7 @@
 """Small typed objects for what is rarer than a `Trainer` parameter.
 
-Each parameter that has one accepts a plain value for the usual case and the object for the rest, so the constructor of the
+Each parameter that has one accepts a plain value for the usual case and the object for the rest, so the constructor of
+the
 `Trainer` stays short and every default can be read here. All of them check themselves when they are made.
 """
 
@@ -37,7 +38,8 @@ class GradientClipping:
         max_norm: scale the gradients of an optimizer's parameters so that their joint norm is at most this.
         max_value: clamp every gradient element to `[-max_value, max_value]` instead.
         norm_type: p of the norm; `inf` for the largest element.
-        error_if_nonfinite: raise `NonFiniteError` when the norm is NaN or infinite, before any gradient is changed. Reads one
+        error_if_nonfinite: raise `NonFiniteError` when the norm is NaN or infinite, before any gradient is changed.
+            Reads one
             number from the device per step.
         log_norm: log the norm before clipping as `grad_norm`.
 
@@ -88,10 +90,13 @@ class Accumulation:
 
     Args:
         batches: micro-batches per window; a mapping `{epoch: batches}` changes it from that epoch on.
-        flush_last: step on a short last window of an epoch, weighted by what it really holds. If False its batches are dropped.
-        on_skip: what a step that returns `Skip` does to its window. `drop_and_reweight` leaves the micro-batch out and divides
+        flush_last: step on a short last window of an epoch, weighted by what it really holds. If False its batches are
+            dropped.
+        on_skip: what a step that returns `Skip` does to its window. `drop_and_reweight` leaves the micro-batch out and
+            divides
             by the weight of the others, `skip_all` drops the whole window, `raise` stops.
-        on_nonfinite: the same for a loss that is NaN or infinite. `raise` is noticed at once on a CPU and at the next flush
+        on_nonfinite: the same for a loss that is NaN or infinite. `raise` is noticed at once on a CPU and at the next
+            flush
             elsewhere, because asking an accelerator for a number every step would stall it.
         max_consecutive_skips: stop with an error after this many dropped batches in a row.
     """
@@ -169,7 +174,8 @@ class LimitBatches:
         validate: of every validation loader; 0 switches validation off.
         test: of every test loader.
         predict: of every prediction loader.
-        overfit: train on this much of the training loader, the same batches in the same order each epoch, and validate on
+        overfit: train on this much of the training loader, the same batches in the same order each epoch, and validate
+            on
             the same batches, to see whether a model can learn at all.
     """
 
@@ -192,7 +198,8 @@ class LimitBatches:
             ):
                 raise ValueError(
                     explain(
-                        f"The limit of {stage!r} is a number of batches (int) or a part of the loader (float from 0 to 1)",
+                        f"The limit of {stage!r} is a number of batches (int) or a part of the loader (float from 0 "
+                        f"to 1)",
                         got=limit,
                     )
                 )
@@ -323,7 +330,8 @@ class DebugOptions:
     """What to watch while looking for a mistake; slow, so off by default.
 
     Args:
-        detect_anomaly: run under `torch.autograd.detect_anomaly`, which names the forward operation whose gradient is NaN.
+        detect_anomaly: run under `torch.autograd.detect_anomaly`, which names the forward operation whose gradient is
+            NaN.
         check_gradients: raise `NonFiniteError` naming the first parameter whose gradient is not finite.
     """
 

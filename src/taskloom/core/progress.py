@@ -1,6 +1,7 @@
 """The only counters. What is checkpointed, what every logger uses as x, and what every trigger compares against.
 
-One counter for "steps" that means something else with two optimizers or with accumulation is what users of the peers trip
+One counter for "steps" that means something else with two optimizers or with accumulation is what users of the peers
+trip
 over (Lightning issues 17958 and 13752), so each thing that can be counted has a name of its own.
 """
 
@@ -20,7 +21,8 @@ class Progress:
         epochs: completed epochs.
         batches_in_epoch: training batches consumed in the current epoch; with `epochs` the position in the data.
         micro_batches: training batches consumed in all (`training_step` calls that were not repeated).
-        steps: optimizer steps, in manual optimisation the batches in which at least one optimizer stepped. The x of every logger.
+        steps: optimizer steps, in manual optimisation the batches in which at least one optimizer stepped. The x of
+            every logger.
         optimizer_steps: steps of each optimizer by its name.
         samples: samples consumed, where the batch shows how many it holds.
         tokens: tokens consumed, where the task says so (`TaskModule.num_tokens`).

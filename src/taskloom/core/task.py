@@ -32,7 +32,8 @@ _RUN_ATTRIBUTES = ("_trainer", "_metrics")
 class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
     """A model together with its training, validation, test and prediction steps and its optimizers.
 
-    Subclass it, build layers in `__init__`, and write `training_step` and `configure_optimizers`; everything else is optional.
+    Subclass it, build layers in `__init__`, and write `training_step` and `configure_optimizers`; everything else is
+    optional.
     A `LightningModule` becomes a `TaskModule` by changing its import and its base class.
 
     Attributes:
@@ -52,7 +53,7 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         self._default_optimizer: Callable[..., Optimizer] | None = None
         self._default_lr_scheduler: Any = None
 
-    # Steps ----------------------------------------------------------------------------------------------------------------
+    # Steps ------------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> StepOutput:
         """Compute the loss of one micro-batch.
@@ -62,7 +63,8 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
             batch_idx: its number in the epoch, from 0.
 
         Returns:
-            A 0-dim tensor (the mean over the micro-batch), `Loss(sum, weight)`, a dict with either under `"loss"`, or `Skip`
+            A 0-dim tensor (the mean over the micro-batch), `Loss(sum, weight)`, a dict with either under `"loss"`, or
+            `Skip`
             (or `None`) to leave the batch out. In manual optimisation whatever you like.
         """
         raise NotImplementedError(
@@ -92,10 +94,12 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         return self(batch)
 
     def num_tokens(self, batch: Any) -> int:
-        """Return how many tokens a batch holds, for the token counter and tokens per second; 0 when they are not counted."""
+        """Return how many tokens a batch holds, for the token counter and tokens per second; 0 when they are not
+        counted.
+        """
         return 0
 
-    # Data -----------------------------------------------------------------------------------------------------------------
+    # Data -------------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Any:
         """Return the training loader, when no loader or data module is passed to `fit`."""
@@ -121,20 +125,22 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
             explain(f"{type(self).__name__} has no predict_dataloader", fix="pass loaders or a data module")
         )
 
-    # Optimisation ---------------------------------------------------------------------------------------------------------
+    # Optimisation -----------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         """Return the optimizers and schedulers.
 
         Any of: an optimizer; a list of them; `([optimizers], [schedulers])`; a dict with `"optimizer"` and optionally
-        `"lr_scheduler"` (a scheduler or a dict with `scheduler`, `interval` "epoch" or "step", `frequency`, `monitor`, `strict`,
+        `"lr_scheduler"` (a scheduler or a dict with `scheduler`, `interval` "epoch" or "step", `frequency`, `monitor`,
+        `strict`,
         `name`); a list of such dicts; or `None` to train without one. Several optimizers need manual optimisation.
         """
         if self._default_optimizer is None:
             raise NotImplementedError(
                 explain(
                     f"{type(self).__name__} has no configure_optimizers",
-                    fix="write `def configure_optimizers(self): return torch.optim.AdamW(self.parameters(), lr=1e-3)`, or pass --optimizer adamw on the command line",
+                    fix="write `def configure_optimizers(self): return torch.optim.AdamW(self.parameters(), "
+                    "lr=1e-3)`, or pass --optimizer adamw on the command line",
                 )
             )
         optimizer = self._default_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
@@ -146,21 +152,27 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
                 "optimizer": optimizer,
                 "lr_scheduler": {**scheduler, "scheduler": scheduler["scheduler"](optimizer)},
             }
-        # Chosen by name: once per optimizer step, whatever the world size or the accumulation (architecture, section 6).
+        # Chosen by name: once per optimizer step, whatever the world size or the accumulation (architecture, section
+        # 6).
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
 
     def set_default_optimizer(self, optimizer: Callable[..., Optimizer], lr_scheduler: Any = None) -> None:
-        """Choose what `configure_optimizers` returns when it is not overridden; the command line's `--optimizer` ends here.
+        """Choose what `configure_optimizers` returns when it is not overridden; the command line's `--optimizer` ends
+        here.
 
         Args:
             optimizer: called with the trainable parameters.
-            lr_scheduler: called with the optimizer; or a dict with such a callable under `"scheduler"` beside `interval` and
-                the other keys that `configure_optimizers` knows. Steps once per optimizer step unless it says otherwise.
+            lr_scheduler: called with the optimizer; or a dict with such a callable under `"scheduler"` beside
+                `interval` and
+                the other keys that `configure_optimizers` knows. Steps once per optimizer step unless it says
+                otherwise.
         """
         self._default_optimizer, self._default_lr_scheduler = optimizer, lr_scheduler
 
     def configure_callbacks(self) -> Any:
-        """Return a callback or a list of them, added to those of the `Trainer`; one of the same class replaces the Trainer's."""
+        """Return a callback or a list of them, added to those of the `Trainer`; one of the same class replaces the
+        Trainer's.
+        """
         return []
 
     def configure_gradient_clipping(
@@ -201,7 +213,8 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
             epoch: number of the epoch, from 0.
             batch_idx: number of the batch in it, from 0.
             optimizer: steps, with unscaling and clipping, when its `step(closure=...)` is called.
-            optimizer_closure: runs training step and backward pass of the window's last batch; must be called, usually by `step`.
+            optimizer_closure: runs training step and backward pass of the window's last batch; must be called, usually
+                by `step`.
         """
         optimizer.step(closure=optimizer_closure)
 
@@ -256,7 +269,7 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         finally:
             self.untoggle_optimizer(optimizer)
 
-    # Reporting ------------------------------------------------------------------------------------------------------------
+    # Reporting --------------------------------------------------------------------------------------------------------
 
     def log(
         self,
@@ -294,7 +307,8 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
             rank_zero_only: log on rank 0 only, without reduction over processes.
 
         Raises:
-            ValueError: the name was logged before with another reduction, or the weight of a mean cannot be read from the batch.
+            ValueError: the name was logged before with another reduction, or the weight of a mean cannot be read from
+                the batch.
             TypeError: the value is neither a number, a 0-dim tensor nor a metric.
         """
         if self._metrics is None:
@@ -341,7 +355,7 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         """Print on rank 0, above the progress bar."""
         self.trainer.print(*args, **kwargs)
 
-    # Where it runs --------------------------------------------------------------------------------------------------------
+    # Where it runs ----------------------------------------------------------------------------------------------------
 
     @property
     def trainer(self) -> Trainer:
@@ -422,10 +436,12 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         return self.trainer.loggers
 
     def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
-        """Gather tensors of all processes; each gets a new leading dimension of length world size, unless there is one process."""
+        """Gather tensors of all processes; each gets a new leading dimension of length world size, unless there is
+        one process.
+        """
         return self.trainer.strategy.all_gather(data, sync_grads=sync_grads)
 
-    # Life -----------------------------------------------------------------------------------------------------------------
+    # Life -------------------------------------------------------------------------------------------------------------
 
     def freeze(self: Task) -> Task:
         """Stop learning: no parameter requires gradients, evaluation mode. Returns self."""
@@ -450,7 +466,8 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Task:
-        """Rebuild a task from a checkpoint: its class is called with the saved hyper-parameters, then the weights are loaded.
+        """Rebuild a task from a checkpoint: its class is called with the saved hyper-parameters, then the weights are
+        loaded.
 
         Args:
             checkpoint_path: a checkpoint folder.

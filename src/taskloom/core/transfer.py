@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,14 +46,13 @@ def count_samples(batch: Any) -> int | None:
     """
     if isinstance(batch, torch.Tensor):
         return len(batch) if batch.ndim else None
-    count = None
     # This runs once per training batch: a flat collection of tensors, the usual batch, must not pay for a recursion.
     values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else (batch,)
+    count = None
     for value in values:
-        if isinstance(value, torch.Tensor):
-            sizes: Iterable[int] = (len(value),) if value.ndim else ()
-        else:
-            sizes = _leading_dimensions(value) if values is not batch or not isinstance(value, (str, bytes)) else (len(batch),)
+        if isinstance(value, (str, bytes)):
+            return len(batch) if values is batch and count in (None, len(batch)) else None
+        sizes = ((len(value),) if value.ndim else ()) if isinstance(value, torch.Tensor) else _leading_dimensions(value)
         for size in sizes:
             if count is not None and size != count:
                 return None

@@ -1,6 +1,7 @@
 """`Logger`: where metrics, hyper-parameters and artefacts of a run go; one file beside this one per destination.
 
-Only rank 0 calls a logger. Every logger is given the same x, the optimizer steps of `Progress`, so that curves of different
+Only rank 0 calls a logger. Every logger is given the same x, the optimizer steps of `Progress`, so that curves of
+different
 loggers can be laid over each other (Lightning issue 20368).
 """
 
@@ -16,7 +17,8 @@ from taskloom.core.errors import TaskloomWarning, explain
 
 
 class Logger(ABC):
-    """Derive, name it, and write `log_metrics`. Third parties register one through the entry point group `taskloom.loggers`.
+    """Derive, name it, and write `log_metrics`. Third parties register one through the entry point group
+    `taskloom.loggers`.
 
     A logger is constructed without side effects; `start` is the first call, on rank 0 only, and `finish` the last.
 

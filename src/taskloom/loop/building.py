@@ -128,7 +128,8 @@ def _validation_loaders(trainer: Trainer, run: Run, given: Any, training: NamedL
     if not has_step:
         warn(
             explain(
-                f"There are validation batches, but {type(run.task).__name__} has no validation_step; it is not validated"
+                f"There are validation batches, but {type(run.task).__name__} has no validation_step; it is not "
+                f"validated"
             ),
             TaskloomWarning,
             stacklevel=2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,7 +76,7 @@ class Facts:
     num_sanity_val_steps: int
     parts: Parts
 
-    # The graph ------------------------------------------------------------------------------------------------------------
+    # The graph --------------------------------------------------------------------------------------------------------
 
     @property
     def strategy(self) -> Strategy:
@@ -134,7 +133,7 @@ class Facts:
         """Whether this process speaks for all."""
         return self.strategy.is_global_zero
 
-    # Counters -------------------------------------------------------------------------------------------------------------
+    # Counters ---------------------------------------------------------------------------------------------------------
 
     @property
     def current_epoch(self) -> int:
@@ -187,7 +186,7 @@ class Facts:
             )
         return self.parts.limits.total_steps
 
-    # Stages ---------------------------------------------------------------------------------------------------------------
+    # Stages -----------------------------------------------------------------------------------------------------------
 
     @property
     def training(self) -> bool:
@@ -224,7 +223,7 @@ class Facts:
         """Whether the last stage was ended by Ctrl-C."""
         return self.state.status == "interrupted"
 
-    # Task, data, optimizers -----------------------------------------------------------------------------------------------
+    # Task, data, optimizers -------------------------------------------------------------------------------------------
 
     @property
     def task_module(self) -> TaskModule:
@@ -324,18 +323,22 @@ class Facts:
 
     @property
     def effective_batch_size(self) -> int | None:
-        """Samples per optimizer step: micro-batch × accumulation × data-parallel ranks; None when a batch does not tell."""
+        """Samples per optimizer step: micro-batch × accumulation × data-parallel ranks; None when a batch does not
+        tell.
+        """
         loader = self.train_dataloader
         size = getattr(loader, "batch_size", None)
         if not isinstance(size, int):
             size = count_samples(self.parts.run.metrics.batch) if self.parts.run is not None else None
         return None if size is None else size * self.accumulate_grad_batches * self.strategy.data_parallel_size
 
-    # Metrics --------------------------------------------------------------------------------------------------------------
+    # Metrics ----------------------------------------------------------------------------------------------------------
 
     @property
     def callback_metrics(self) -> dict[str, Tensor]:
-        """The latest value of every logged name as a 0-dim float64 tensor on the CPU; reading it waits for no device."""
+        """The latest value of every logged name as a 0-dim float64 tensor on the CPU; reading it waits for no
+        device.
+        """
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._metrics().items()}
 
     @property
@@ -361,7 +364,7 @@ class Facts:
         """The first logger, or None."""
         return self.loggers[0] if self.loggers else None
 
-    # Checkpoints ----------------------------------------------------------------------------------------------------------
+    # Checkpoints ------------------------------------------------------------------------------------------------------
 
     @property
     def checkpoints(self) -> list[CheckpointKeeper]:
@@ -378,7 +381,7 @@ class Facts:
         """The newest checkpoint."""
         return next((keeper.last_path for keeper in self.parts.keepers if keeper.last_path), None)
 
-    # Parts ----------------------------------------------------------------------------------------------------------------
+    # Parts ------------------------------------------------------------------------------------------------------------
 
     def _run(self, name: str) -> Run:
         if self.parts.run is None:

@@ -1,44 +1,49 @@
 """The fit loop. What follows is a contract, held by a test that counts and orders every hook.
 
 ```
-configure_callbacks → prepare_data → setup("fit") → train_dataloader → configure_model → wrap → configure_optimizers → restore
-→ on_fit_start → on_sanity_check_start → a few validation batches → on_sanity_check_end
+configure_callbacks → prepare_data → setup("fit") → configure_model → train_dataloader → wrap
+→ configure_optimizers → restore → on_fit_start
+→ on_sanity_check_start → a few validation batches → on_sanity_check_end
 on_train_start
   on_train_epoch_start
     transfer hooks → on_train_batch_start
-      [window opens] on_before_zero_grad → zero_grad               gradients can be read until here, and are gone before the forward pass
+      [window opens] on_before_zero_grad → zero_grad
+        (gradients can be read until here, and are gone before the forward pass)
       training_step → on_before_backward → backward → on_after_backward
-      [window complete] on_before_optimizer_step (gradients unscaled, not yet clipped) → clip → optimizer.step → scheduler.step
+      [window complete] on_before_optimizer_step (gradients unscaled, not yet clipped)
+        → clip → optimizer.step → scheduler.step
     on_train_batch_end → metrics flushed if due → on_log
     [the epoch's last batch] schedulers by epoch
-    [due at this step] validation → its metrics committed → early stopping → schedulers that watch a metric → checkpoint
-  on_train_epoch_end → the epoch's metrics committed → on_log → on_train_epoch_end of callbacks that monitor a metric
+    [due at this step] validation → its metrics committed → early stopping
+      → schedulers that watch a metric → checkpoint
+  on_train_epoch_end → the epoch's metrics committed → on_log → on_train_epoch_end of callbacks that monitor
   [due at this epoch] schedulers that watch a metric → checkpoint
-on_train_end → [if the last step is in no checkpoint] checkpoint → on_fit_end → teardown     (on_exception on the way out of any failure)
+on_train_end → [if the last step is in no checkpoint] checkpoint → on_fit_end → teardown
+(on_exception on the way out of any failure)
 ```
 
-Within one moment callbacks run before the task. What is due is looked for between windows only, so a checkpoint never splits
-one. A training that is ended by `max_steps`, `max_time` or `should_stop` in the middle of an epoch still ends that epoch's hooks,
-but does not count the epoch.
+Within one moment callbacks run before the task. What is due is looked for between windows only, so a checkpoint never
+splits one. A training that is ended by `max_steps`, `max_time` or `should_stop` in the middle of an epoch still ends
+that epoch's hooks, but does not count the epoch.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain, repeat
 from typing import Any
 
 from torch import Tensor
 
 from taskloom.core.errors import explain
+from taskloom.core.hooks import overridden
 from taskloom.core.interval import Interval
 from taskloom.core.loss import Loss
 from taskloom.core.policies import Accumulation, LogPolicy, ValidationPolicy
 from taskloom.core.progress import Progress
 from taskloom.core.task import TaskModule
-from taskloom.core.hooks import overridden
 from taskloom.core.transfer import count_samples
 from taskloom.data import NamedLoader, feed
 from taskloom.data.loaders import with_last
@@ -113,7 +118,7 @@ class FitLoop:
         self._began = 0.0
         self.running = False
 
-    # Running --------------------------------------------------------------------------------------------------------------
+    # Running ----------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train until a limit is reached or a stop is asked for."""
@@ -218,7 +223,7 @@ class FitLoop:
         )
         return ((last, batch) for batch, last in with_last(batches))
 
-    # Between windows ------------------------------------------------------------------------------------------------------
+    # Between windows --------------------------------------------------------------------------------------------------
 
     def _between_windows(self, *, epoch_ended: bool) -> None:
         """Do what is due at this step, in the order of the contract."""
@@ -308,7 +313,9 @@ class FitLoop:
 
 
 def _for_hooks(output: Any) -> Any:
-    """Return what `on_train_batch_end` is given: a dict with the detached `"loss"`, as in Lightning, and nothing that holds a graph."""
+    """Return what `on_train_batch_end` is given: a dict with the detached `"loss"`, as in Lightning, and nothing that
+    holds a graph.
+    """
     if isinstance(output, Loss):
         return {"loss": output.mean.detach()}
     if isinstance(output, Tensor):

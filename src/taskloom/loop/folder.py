@@ -16,7 +16,8 @@ CHECKPOINTS = "checkpoints"
 def make_run_folder(choice: RunFolder, task_name: str) -> Path:
     """Make the folder of a new run and return it.
 
-    Without a name it is called after the task and the time; a number is added where that exists, so that two runs that start
+    Without a name it is called after the task and the time; a number is added where that exists, so that two runs that
+    start
     in the same second do not share one.
 
     Raises:
@@ -36,7 +37,8 @@ def make_run_folder(choice: RunFolder, task_name: str) -> Path:
                     raise ValueError(
                         explain(
                             f"The run folder {folder} exists already",
-                            fix="choose another name, pass ckpt_path='last' to continue it, or RunFolder(overwrite=True)",
+                            fix="choose another name, pass ckpt_path='last' to continue it, or "
+                            "RunFolder(overwrite=True)",
                         )
                     ) from None
                 continue
@@ -56,7 +58,8 @@ def find_checkpoint(wanted: str | Path, choice: RunFolder, current: Path | None)
     """Return the checkpoint that `ckpt_path` names.
 
     Args:
-        wanted: `"last"` or `"best"` of the run in hand, else of the newest run below the root; a checkpoint; or a run's folder.
+        wanted: `"last"` or `"best"` of the run in hand, else of the newest run below the root; a checkpoint; or a
+            run's folder.
         choice: where runs are.
         current: folder of the run in hand, if there is one.
 

@@ -1,4 +1,6 @@
-"""When training ends: epochs, optimizer steps, time; and how many steps are planned, for schedules that need to know."""
+"""When training ends: epochs, optimizer steps, time; and how many steps are planned, for schedules that need to
+know.
+"""
 
 from __future__ import annotations
 

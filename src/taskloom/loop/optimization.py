@@ -229,7 +229,8 @@ class ClosureOptimization(Optimization):
                 explain(
                     "optimizer_step did not call its closure",
                     why="the closure runs training_step and the backward pass",
-                    fix="call optimizer.step(closure=optimizer_closure), or optimizer_closure() where the optimizer shall not step",
+                    fix="call optimizer.step(closure=optimizer_closure), or optimizer_closure() where the optimizer "
+                    "shall not step",
                 )
             )
         if self.progress.optimizer_steps != before:
@@ -275,7 +276,9 @@ class ClosureOptimization(Optimization):
 
 
 class ManualOptimization(Optimization):
-    """The user calls `manual_backward` and `optimizer.step()`; a batch in which any optimizer stepped counts as one step."""
+    """The user calls `manual_backward` and `optimizer.step()`; a batch in which any optimizer stepped counts as one
+    step.
+    """
 
     def train_batch(self, batch: Any, batch_idx: int, last: bool) -> Any:
         """See the base."""

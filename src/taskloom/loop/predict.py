@@ -31,7 +31,8 @@ def predict(run: Run, loaders: Sequence[NamedLoader], policy: ValidationPolicy, 
         run: the parts of the stage.
         loaders: at least one.
         policy: how evaluation is run.
-        keep: return the outputs. With False each is dropped once the hooks saw it, so memory does not grow with the data.
+        keep: return the outputs. With False each is dropped once the hooks saw it, so memory does not grow with the
+            data.
 
     Returns:
         The outputs in order; a list per loader when there are several.

@@ -25,7 +25,9 @@ Calls = tuple[Callable[..., Any], ...]
 
 
 class Hooks:
-    """The overridden hooks of a run. A hook that nobody overrides has no entry, so a loop over its calls costs nothing."""
+    """The overridden hooks of a run. A hook that nobody overrides has no entry, so a loop over its calls costs
+    nothing.
+    """
 
     def __init__(self, trainer: Trainer, task: TaskModule, callbacks: Sequence[Callback]) -> None:
         self._trainer, self._task, self._callbacks = trainer, task, callbacks

@@ -140,7 +140,9 @@ class Saver:
         self._epoch_generators = state["epoch_generators"]
 
     def resumed_feed(self, loader: NamedLoader, transfer: Callable[[Any], Any] | None) -> Iterator[Any]:
-        """Iterate over the rest of an epoch: its order as it was begun, without reading the batches that were trained on."""
+        """Iterate over the rest of an epoch: its order as it was begun, without reading the batches that were trained
+        on.
+        """
         run, done = self._run, self._run.trainer.progress.batches_in_epoch
         now = generator_states(run)
         if self._epoch_generators is not None:
@@ -165,7 +167,8 @@ class _Skipping:
 
 
 def without_first(loader: Iterable[Any], skipped: int) -> Iterable[Any]:
-    """Return a view of a loader that leaves out its first batches, without reading their samples where it has a batch sampler.
+    """Return a view of a loader that leaves out its first batches, without reading their samples where it has a batch
+    sampler.
 
     The user's loader is not rebuilt: a shallow copy keeps its class, attributes, workers and collate function.
     """

@@ -1,4 +1,6 @@
-"""Stepping learning-rate schedulers at the interval they declare, never more often because of processes or accumulation."""
+"""Stepping learning-rate schedulers at the interval they declare, never more often because of processes or
+accumulation.
+"""
 
 from __future__ import annotations
 

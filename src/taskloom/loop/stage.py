@@ -116,7 +116,8 @@ def _failed(run: Run, error: BaseException) -> None:
 
 @contextmanager
 def _interrupts(trainer: Trainer) -> Generator[None, None, None]:
-    """Let the first Ctrl-C wait for the optimizer step in hand, so that the checkpoint it leaves is whole; the second does not wait.
+    """Let the first Ctrl-C wait for the optimizer step in hand, so that the checkpoint it leaves is whole; the second
+    does not wait.
 
     A handler that the user's program installed is left alone.
     """

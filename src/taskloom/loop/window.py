@@ -1,9 +1,13 @@
-"""The window of micro-batches behind one optimizer step: what each backward pass starts from, and what the sum is divided by.
+"""The window of micro-batches behind one optimizer step: what each backward pass starts from, and what the sum is
+divided by.
 
-The gradient of a step is that of `Σ sum / Σ weight` over its actual window. The denominator is only known at its end, so each
+The gradient of a step is that of `Σ sum / Σ weight` over its actual window. The denominator is only known at its end,
+so each
 micro-batch runs backward on `sum / (reference · batches)` and the finished gradient is multiplied once by
-`reference · batches · ranks / Σ weight`. The reference is the weight of the run's first micro-batch: it keeps gradients at their
-usual size (fp16 would overflow on bare sums), and where every weight equals it the factor is exactly 1 and nothing is multiplied.
+`reference · batches · ranks / Σ weight`. The reference is the weight of the run's first micro-batch: it keeps
+gradients at their
+usual size (fp16 would overflow on bare sums), and where every weight equals it the factor is exactly 1 and nothing is
+multiplied.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ class Window:
         flush_last: whether a short last window of an epoch is stepped on.
         filled: micro-batches seen in the current one, dropped ones included.
         skipped: micro-batches dropped since the run began.
-        loss_sum: running sum of the means of the counted micro-batches: a number where reading one waits for nothing, else a
+        loss_sum: running sum of the means of the counted micro-batches: a number where reading one waits for nothing,
+            else a
             0-dim tensor on the device.
         loss_count: how many it sums.
     """
@@ -50,6 +55,7 @@ class Window:
         self._scaled = strategy.precision.scales_loss
         self._checks_now = (self._synchronous or accumulation.on_nonfinite != "raise") and not self._scaled
         self._reference: Tensor | float | None = None
+        self._dtype = torch.float32
         self._warned = False
         self._in_a_row = 0
         self.batches = 1
@@ -78,7 +84,8 @@ class Window:
 
         Raises:
             TypeError, ValueError: the output is not a loss; says what it must be.
-            NonFiniteError: the loss is NaN or infinite and the policy is to stop, or too many batches in a row were dropped.
+            NonFiniteError: the loss is NaN or infinite and the policy is to stop, or too many batches in a row were
+                dropped.
         """
         self.filled += 1
         if isinstance(output, dict):
@@ -113,6 +120,7 @@ class Window:
             total, mean = output * weight, output.detach()
         if self._reference is None:
             self._reference = self._agreed_reference(weight)
+            self._dtype = torch.promote_types(total.dtype, torch.float32)
         self._weight = self._weight + weight
         self._counted += 1
         self._record(mean.item() if self._synchronous else mean)
@@ -120,22 +128,20 @@ class Window:
 
     def factor(self) -> Tensor | float | None:
         """Return what the window's gradients must be multiplied by, or None where that is 1."""
-        if self.batches == 1 and self.ranks == 1:
+        if (self.batches == 1 and self.ranks == 1) or self._reference is None:
             return None
         weight = self._weight
         if self.ranks > 1:
-            weight = self._strategy.all_reduce(
-                torch.as_tensor(weight, dtype=torch.float32, device=self._strategy.device), "sum"
-            )
-        if self._reference is None:
-            return None
+            weight = torch.as_tensor(weight, dtype=self._dtype, device=self._strategy.device)
+            weight = self._strategy.all_reduce(weight, "sum")
         scale = self._reference * self.batches * self.ranks
-        if isinstance(weight, Tensor) or isinstance(scale, Tensor):
-            weight = torch.as_tensor(weight)
-            return torch.where(weight > 0, scale / weight, torch.zeros_like(weight))
+        if isinstance(weight, Tensor):
+            # Whole numbers would be divided in float32, too coarse for gradients in float64.
+            scale = torch.as_tensor(scale, dtype=self._dtype, device=weight.device)
+            return torch.where(weight > 0, scale / weight.to(self._dtype), torch.zeros_like(scale))
         if not weight:
             return 0.0
-        return None if scale == weight else scale / weight
+        return None if scale == weight else float(scale) / weight
 
     def take_loss(self) -> tuple[float, int]:
         """Read and reset the running sum of losses; one number from the device.
@@ -160,7 +166,8 @@ class Window:
                 self._warned = True
                 warn(
                     explain(
-                        "The number of samples cannot be read from the batch, so every micro-batch of a window counts the same",
+                        "The number of samples cannot be read from the batch, so every micro-batch of a window "
+                        "counts the same",
                         why="its tensors have no leading dimension in common",
                         fix="return Loss(sum, weight) from training_step to be exact",
                     ),
@@ -188,7 +195,8 @@ class Window:
                 explain(
                     f"{self._in_a_row} training batches in a row were left out: {reason}",
                     why="a model that learns from nothing is not trained",
-                    fix="look at these batches; accumulate_grad_batches=Accumulation(max_consecutive_skips=...) sets the limit",
+                    fix="look at these batches; accumulate_grad_batches=Accumulation(max_consecutive_skips=...) sets "
+                    "the limit",
                 )
             )
         if self.skipped == 1:
@@ -204,7 +212,9 @@ class Window:
             explain(
                 f"Training stopped because {reason}",
                 why="a step on it would destroy the weights",
-                fix="lower the learning rate, clip gradients, or pass debug=True to find the operation; accumulate_grad_batches=Accumulation(on_nonfinite='drop_and_reweight', on_skip=...) leaves such batches out",
+                fix="lower the learning rate, clip gradients, or pass debug=True to find the operation; "
+                "accumulate_grad_batches=Accumulation(on_nonfinite='drop_and_reweight', on_skip=...) leaves such "
+                "batches out",
             )
         )
 
@@ -252,6 +262,7 @@ def _check_loss(loss: Any) -> None:
             explain(
                 "training_step returned a loss that does not require grad",
                 why="no parameter would learn from it",
-                fix="compute it from the model's outputs without .detach(), .item() or torch.no_grad(), and check that parameters are not frozen; to leave a batch out return Skip",
+                fix="compute it from the model's outputs without .detach(), .item() or torch.no_grad(), and check "
+                "that parameters are not frozen; to leave a batch out return Skip",
             )
         )

@@ -1,7 +1,9 @@
 """One logged name: its options, its latest value, and what is needed to reduce it over an epoch.
 
-Between flushes a slot only keeps references: no transfer, no wait, no arithmetic on the device, because ten metrics that are
-each read at once stall an accelerator twenty times per step (Lightning issue 20995). Sums are formed at the flush, on the CPU in
+Between flushes a slot only keeps references: no transfer, no wait, no arithmetic on the device, because ten metrics
+that are
+each read at once stall an accelerator twenty times per step (Lightning issue 20995). Sums are formed at the flush, on
+the CPU in
 float64, as numerator and denominator: a mean of means is wrong as soon as two batches differ in size.
 """
 
@@ -118,7 +120,9 @@ class Slot:
             self.pending, self.weights = [], []
 
     def collect(self) -> Sequence[tuple[Tensor, Tensor]]:
-        """Take the values that have not been reduced yet, as pairs of 1-dim tensors (values, weights) where they are."""
+        """Take the values that have not been reduced yet, as pairs of 1-dim tensors (values, weights) where they
+        are.
+        """
         taken = self.chunks
         if self.pending:
             taken.append((_stacked(self.pending), _stacked(self.weights)))

@@ -78,7 +78,7 @@ class MetricStore:
         self._scope, self._slots = scope, scope.slots
         self.level = "batch"
 
-    # Filling --------------------------------------------------------------------------------------------------------------
+    # Filling ----------------------------------------------------------------------------------------------------------
 
     def log(self, name: str, value: Any, options: tuple[Any, ...], batch_size: Any) -> None:
         """Remember a value; see `TaskModule.log`."""
@@ -199,10 +199,12 @@ class MetricStore:
             )
         return count
 
-    # Reading --------------------------------------------------------------------------------------------------------------
+    # Reading ----------------------------------------------------------------------------------------------------------
 
     def flush(self, step: int) -> dict[str, float]:
-        """Read the values reported by step since the last flush, with one transfer, and return those for the loggers."""
+        """Read the values reported by step since the last flush, with one transfer, and return those for the
+        loggers.
+        """
         fresh = [slot for slot in self._slots.values() if slot.fresh]
         read = self._read([slot.latest for slot in fresh])
         self._fold(self._slots.values())
