@@ -29,8 +29,8 @@ from taskloom.core.errors import CheckpointError, explain
 LARGEST_FILE = 5_000_000_000
 """Bytes of tensors that go into one file, as Transformers cuts them; a larger tensor has a file of its own."""
 
-KEPT_WITH_WEIGHTS = ("hyper_parameters", "datamodule_hyper_parameters")
-"""The entries of `CheckpointContent.state` that a weights-only checkpoint keeps, so that its classes can be rebuilt."""
+KEPT_WITH_WEIGHTS = ("task_class", "hyper_parameters", "data_hyper_parameters", "custom")
+"""The entries of `CheckpointContent.state` that a weights-only checkpoint keeps: what rebuilds the task."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ def write_checkpoint(
         fsync: have the disk confirm everything, so that a power cut cannot lose it either, and read it all back before
             it counts as saved. Without it only a crash of the process is survived, and what is checked before the
             rename is sizes, headers and indexes; hashes are written in either case.
-        weights_only: leave out the optimizer and the training state, all but the hyper-parameters.
+        weights_only: leave out the optimizer and the training state, all but what rebuilds the task.
         largest_file: bytes of tensors per file.
 
     Raises:
