@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from taskloom.cli.tree import Node, nested
+from taskloom.cli.tree import WITHOUT_VALUE, Node, nested
 from taskloom.cli.yaml_file import read_text
 from taskloom.core.errors import ConfigError, explain
 
@@ -113,7 +113,7 @@ def _take(line: CommandLine, flag: str, value: str | None) -> None:
 def _value(flag: str, text: str | None, problems: list[str]) -> Node:
     source = f"flag --{flag}"
     if text is None:
-        return Node(BARE, f"{source} (without a value)")
+        return Node(BARE, source + WITHOUT_VALUE)
     if text.lstrip()[:1] in ("[", "{"):
         try:
             return read_text(text, source, source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -20,10 +20,13 @@ from taskloom.cli.interpolate import resolve_references
 from taskloom.cli.layers import config_files, environment_layers, file_layers, merge
 from taskloom.cli.links import Link, Links, links_of_tree, read_link
 from taskloom.cli.root import Root
-from taskloom.cli.semantics import check_optimizer, check_values
+from taskloom.cli.semantics import check_machine, check_names, check_optimizer, check_values
 from taskloom.cli.show import as_yaml, with_sources
 from taskloom.cli.tree import Node, class_arguments, plain
 from taskloom.core.errors import ConfigError, explain
+
+if TYPE_CHECKING:
+    from taskloom.cli.stage import Stage
 
 _META = ("config", "link", "print_config")
 
@@ -78,7 +81,7 @@ def configure(
     below: Sequence[Node],
     links: Sequence[Link],
     prog: str,
-    stage: str,
+    stage: Stage,
 ) -> Configuration:
     """Read and check a configuration.
 
@@ -89,7 +92,7 @@ def configure(
         below: layers under the configuration files, the lowest first.
         links: those that a project wrote in code.
         prog: the program's name, for help.
-        stage: fit, validate, test or predict; what a complete configuration must hold depends on it.
+        stage: the command; what a complete configuration must hold depends on it.
 
     Raises:
         ConfigError: with every problem that was found.
@@ -100,7 +103,7 @@ def configure(
     if problems:
         raise ConfigError(problems)  # what could not be read would only be reported again, as missing
     tree = merge([*below, *files, *variables, *line.layers], problems)
-    tree = root.with_class_paths(root.spelled(tree))
+    tree = root.spelled(root.with_class_paths(tree))
     written = links_of_tree(tree.value.pop("link", None), problems)
     for text in line.links:
         try:
@@ -111,9 +114,12 @@ def configure(
     linked = Links([*links, *written], root, tree, problems)
     tree = linked.apply_on_parse(linked.without_built_targets(tree))
     parser, values = _judge(root, tree, linked, prog, problems, lenient=line.print_config is not None)
-    check_values(root, tree, problems)
+    check_names(tree, problems)
+    check_values(tree, problems)
     if line.print_config is None:
-        check_optimizer(root, tree, stage, problems)
+        check_optimizer(root, tree, stage.needs, problems)
+        if stage.execute is not None and values is not None and not problems:
+            check_machine(tree, values.as_dict(), problems)
     if problems or values is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return Configuration(root, tree, parser, values, linked)

@@ -8,7 +8,7 @@ into what is refused, and of a union only into the branch that the value was mea
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from taskloom.cli.interpolate import is_reference
@@ -26,12 +26,17 @@ from taskloom.cli.schema import (
     parameters,
     value_type,
 )
-from taskloom.cli.tree import CLASS_PATH, INIT_ARGS, SPEC_KEYS, Node, class_arguments, class_name, plain
+from taskloom.cli.tree import CLASS_PATH, INIT_ARGS, SPEC_KEYS, WITHOUT_VALUE, Node, class_arguments, class_name, plain
 from taskloom.core.errors import ABSENT, explain, nearest
 
 
 def placed(node: Node, key: str, text: str) -> str:
-    """Put the place and the dotted key before a text, the key only where the place does not say it already."""
+    """Put the place and the dotted key before a text, the key only where the place does not say it already.
+
+    Whatever is wrong with a flag that was written alone, what it lacks is a value.
+    """
+    if node.source.endswith(WITHOUT_VALUE):
+        return f"{node.source.removesuffix(WITHOUT_VALUE)}: " + explain("This flag needs a value", fix=f"--{key} VALUE")
     return f"{node.source}: {text}" if node.source == f"flag --{key}" else f"{node.source}: {key}: {text}"
 
 
@@ -133,13 +138,11 @@ class Explainer:
         if node.is_spec and class_members:
             self._one_class(node, class_members, key)
             return
-        options = [member for member in class_members for kind in [built_class(member)] if kind and is_options(kind)]
         mappings = [member for member in members if value_type(member) is not ABSENT]
-        if options:
-            chosen = max(options, key=lambda member: len(set(parameters(built_class(member))) & set(node.value)))
-            if not mappings or set(parameters(built_class(chosen))) & set(node.value):
-                self._one_class(node, [chosen], key)
-                return
+        options = options_meant(node, members)
+        if options is not None:
+            self._one_class(node, [options], key)
+            return
         if mappings:
             self._mapping_items(node, mappings[0], key)
         elif class_members:
@@ -265,11 +268,25 @@ class Explainer:
         self.report(node, key, explain(f"Expected {describe(annotation)}", got=value) + hint)
 
 
+def options_meant(node: Node, members: Sequence[Any]) -> type | None:
+    """Return the record of options that a mapping is meant for: the one that shares most keys with it.
+
+    Where a plain mapping would do as well, a record is meant only if it shares a key.
+    """
+    kinds = [kind for member in members for kind in [built_class(member)] if kind is not None and is_options(kind)]
+    if not kinds or not node.is_mapping:
+        return None
+    given = set(node.value)
+    best = max(kinds, key=lambda kind: len(given & set(parameters(kind))))
+    plain_fits = any(value_type(member) is not ABSENT for member in members)
+    return best if not plain_fits or given & set(parameters(best)) else None
+
+
 def _ancestry(kind: Maker, made: type | None) -> str:
     if made is None:
         return f"{kind.__name__} is a function whose annotations do not say what it returns"
     derived = ", ".join(one.__name__ for one in made.__bases__)
-    return f"{made.__name__} derives from {derived}" if made is kind else f"{kind.__name__} returns a {made.__name__}"
+    return f"{made.__name__} derives from {derived}" if made is kind else f"{kind.__name__} returns {made.__name__}"
 
 
 def _is_import_path(text: str) -> bool:

@@ -32,7 +32,7 @@ def print_help(
         *environment_layers(environment, problems),
         *line.layers,
     ]
-    tree = root.with_class_paths(root.spelled(merge(layers, problems)))
+    tree = root.spelled(root.with_class_paths(merge(layers, problems)))
     if line.help_for:
         _class_help(root, line, tree, prog)
         return

@@ -138,7 +138,7 @@ def _attribute(module: ModuleType, names: Sequence[str], path: str) -> Maker:
             explain(
                 "The import path leads to something that is no class",
                 got=path,
-                why=f"it is a {type(owner).__name__}",
+                why=f"its type is {type(owner).__name__}",
                 fix="name a class",
             )
         )

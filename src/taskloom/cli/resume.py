@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from taskloom.cli.command_line import CommandLine
-from taskloom.cli.layers import config_files
+from taskloom.cli.layers import config_files, environment_layers, file_layers, merge
 from taskloom.cli.tree import Node, find, plain, walk
 from taskloom.cli.yaml_file import read_file
-from taskloom.core.errors import ConfigError
+from taskloom.core.errors import CheckpointError, ConfigError
+from taskloom.core.policies import RunFolder
+from taskloom.loop.folder import find_checkpoint
 
 _FILE = "config.yaml"
 
@@ -25,14 +27,27 @@ def checkpoint_layer(line: CommandLine, environment: Mapping[str, str], stage: s
         return None
     named = [node for tree in line.layers for node in [find(tree, "ckpt_path")] if node is not None]
     text = plain(named[-1]) if named else environment.get("TASKLOOM_CKPT_PATH")
-    path = Path(str(text)) / _FILE
-    if text is None or not path.is_file():
+    if text is None:
+        return None
+    path = _checkpoint(str(text), line, environment) / _FILE
+    if not path.is_file():
         return None
     try:
         return read_file(str(path))
     except ConfigError as error:
         problems.extend(error.problems)
         return None
+
+
+def _checkpoint(wanted: str, line: CommandLine, environment: Mapping[str, str]) -> Path:
+    """Return the folder that `last`, `best` or a path stands for; what is wrong with it, the Trainer will tell."""
+    layers = [*file_layers(config_files(line, environment), []), *environment_layers(environment, []), *line.layers]
+    run_dir = find(merge(layers, []), "run_dir")
+    folder = plain(run_dir) if run_dir is not None else "runs"
+    try:
+        return find_checkpoint(wanted, RunFolder(**folder) if isinstance(folder, dict) else RunFolder(folder), None)
+    except (CheckpointError, ValueError, TypeError, OSError):
+        return Path(wanted)
 
 
 def print_changes(saved: Node, tree: Node) -> None:

@@ -22,6 +22,7 @@ from taskloom.core.data import DataModule
 from taskloom.core.errors import ABSENT
 from taskloom.core.task import TaskModule
 from taskloom.optim.registry import OPTIMIZERS, SCHEDULERS
+from taskloom.resolve import REGISTRIES
 from taskloom.trainer import Trainer
 
 _EPILOG = (
@@ -142,13 +143,18 @@ class Root:
         return parser
 
     def with_class_paths(self, tree: Node) -> Node:
-        """Replace short names (`adamw`) by import paths."""
+        """Replace short names (`adamw`, or `fsdp` as the `class_path` of a strategy) by import paths."""
         found = dict(tree.value)
         for key, known in self.names.items():
             node = found.get(key)
             if node is not None and class_name(node) in known:
                 path = Node(import_path(known[class_name(node)]), node.source)
                 found[key] = Node({**node.value, CLASS_PATH: path}, node.source) if node.is_mapping else path
+        for kind, registry in REGISTRIES.items():
+            node = found.get(kind)
+            if node is not None and node.is_mapping and registry.canonical(class_name(node)) in registry.names():
+                path = Node(import_path(registry.load(class_name(node))), node.source)
+                found[kind] = Node({**node.value, CLASS_PATH: path}, node.source)
         return Node(found, tree.source)
 
     def kind_at(self, tree: Node, key: str) -> Maker | None:

@@ -6,58 +6,76 @@ all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from taskloom.cli.explain import placed
+from taskloom.cli.explain import options_meant, placed
 from taskloom.cli.interpolate import is_reference
 from taskloom.cli.root import Root
-from taskloom.cli.schema import branches, built_class, is_options, made_by
+from taskloom.cli.schema import branches, item_type, made_by, parameters
 from taskloom.cli.tree import Node, class_name, plain, walk
-from taskloom.core.errors import ConfigError, explain
-from taskloom.core.interval import parse_seconds
-from taskloom.core.policies import (
-    Accumulation,
-    DebugOptions,
-    GradientClipping,
-    LimitBatches,
-    RunFolder,
-    ValidationPolicy,
-)
+from taskloom.core.errors import ABSENT, ConfigError, explain
 from taskloom.core.task import TaskModule
+from taskloom.resolve import REGISTRIES, Kind, resolve
+from taskloom.trainer import Trainer
 
-Check = Callable[[Any], object]
+# Parameters of the Trainer that say something about the machine, which `task check` leaves alone, or that hold objects.
+_NOT_PROBED = frozenset({"accelerator", "devices", "num_nodes", "strategy", "precision", "seed", "callbacks"})
 
-# What reads the value of a Trainer parameter; it raises ValueError or TypeError when it cannot.
-READERS: Mapping[str, Check] = {
-    "accumulate_grad_batches": Accumulation.of,
-    "debug": DebugOptions.of,
-    "gradient_clip_val": GradientClipping.of,
-    "limit_batches": LimitBatches.of,
-    "max_time": parse_seconds,
-    "run_dir": RunFolder.of,
-    "val_check_interval": ValidationPolicy.of,
+# Names that stand for a choice, beside those in the registries.
+CHOICES: Mapping[Kind, frozenset[str]] = {
+    "accelerator": frozenset({"auto", "gpu"}),
+    "strategy": frozenset({"auto"}),
+    "precision": frozenset(),
 }
 
 
-def check_values(root: Root, tree: Node, problems: list[str]) -> None:
-    """Read every value whose meaning can be checked without building anything heavy."""
-    for key, node in tree.value.items():
-        parameter = root.parameters.get(key)
-        if parameter is None or key in ("task", "data", "optimizer", "lr_scheduler") or _unreadable(node):
+def check_names(tree: Node, problems: list[str]) -> None:
+    """Look up the names of accelerator, precision and strategy, without asking whether this machine has them."""
+    for key, choices in CHOICES.items():
+        node = tree.value.get(key)
+        if node is None or isinstance(node.value, (dict, list)) or is_reference(node.value) or node.value in choices:
             continue
         try:
-            value = _built(parameter.annotation, node)
-            reader = READERS.get(key)
-            if reader is not None and value is not None:
-                reader(value)
+            REGISTRIES[key].load(str(node.value))
+        except (ValueError, ImportError) as error:
+            problems.append(placed(node, key, str(error)))
+
+
+def check_machine(tree: Node, values: Mapping[str, Any], problems: list[str]) -> None:
+    """Resolve the graph before anything is built for it: is the device here, does it compute in that precision."""
+    keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+    given = {key: tree.value[key] for key in keys if key in tree.value}
+    if any(node.is_mapping for node in given.values()):
+        return  # objects with options are resolved by the Trainer
+    try:
+        resolve(**{key: values[key] for key in keys})
+    except ConfigError as error:
+        places = ", ".join(dict.fromkeys(f"{node.source}: {key}" for key, node in given.items()))
+        problems.extend(f"{places}: {problem}" if places else problem for problem in error.problems)
+
+
+def check_values(tree: Node, problems: list[str]) -> None:
+    """Let a Trainer read every value that can be read without building more than a record of options."""
+    values: dict[str, Any] = {}
+    for name, parameter in parameters(Trainer).items():
+        node = tree.value.get(name)
+        if node is None or name in _NOT_PROBED or _unreadable(node):
+            continue
+        try:
+            values[name] = _built(parameter.annotation, node)
         except ArgumentError:
             continue  # of the wrong type, which is reported already
-        except (ValueError, TypeError) as error:
-            cause = error if isinstance(error, ConfigError) else error.__cause__ or error
-            problems.append(placed(node, key, str(cause)))
+        except (ValueError, TypeError) as error:  # a record of options refused its values
+            problems.append(placed(node, name, str(error)))
+    try:
+        Trainer(accelerator="cpu", devices=1, **values)
+    except ConfigError as error:
+        for problem in error.problems:
+            name, _, text = problem.partition(": ")
+            problems.append(placed(tree.value[name], name, text) if name in tree.value else problem)
 
 
 def check_optimizer(root: Root, tree: Node, stage: str, problems: list[str]) -> None:
@@ -115,11 +133,14 @@ def _unreadable(node: Node) -> bool:
 
 
 def _built(annotation: Any, node: Node) -> Any:
-    """Let jsonargparse convert a value, and build it if it is a record of options."""
-    kinds = [kind for member in branches(annotation) for kind in [built_class(member)] if kind is not None]
+    """Let jsonargparse convert a value, and build the records of options in it."""
+    members = branches(annotation)
+    if node.is_list and item_type(annotation) is ABSENT:
+        sequence = next((member for member in members if item_type(member) is not ABSENT), None)
+        if sequence is not None and any(item.is_mapping for item in node.value):
+            return [_built(item_type(sequence), item) for item in node.value]
+    options = options_meant(node, members)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=annotation)
-    parsed = parser.parse_object({"value": plain(node)}, env=False, defaults=False)
-    if node.is_mapping and any(is_options(kind) for kind in kinds):
-        return parser.instantiate(parsed).value
-    return parsed.value
+    parser.add_argument("--value", type=options or annotation)
+    parsed = parser.parse_object({"value": plain(node)}, env=False, defaults=options is not None)
+    return parser.instantiate(parsed).value if options is not None else parsed.value

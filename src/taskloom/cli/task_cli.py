@@ -181,7 +181,7 @@ class TaskCLI:
             print_help(root, line, below, environment, prog, stage.description)
             return False
         self.configuration = configure(
-            root, line, environment=environment, below=below, links=self.links, prog=prog, stage=stage.needs
+            root, line, environment=environment, below=below, links=self.links, prog=prog, stage=stage
         )
         if line.print_config is not None:
             print(self.configuration.printed(line.print_config == "sources"), end="")

@@ -15,6 +15,8 @@ from typing import Any
 from taskloom.core.errors import explain, nearest
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
+# Ends the source of a flag that was written alone and therefore means true.
+WITHOUT_VALUE = " (without a value)"
 SPEC_KEYS = frozenset({CLASS_PATH, INIT_ARGS, "dict_kwargs"})
 _NAME = re.compile(r"^[A-Za-z_][\w.-]*$")
 
