@@ -30,7 +30,8 @@ def test_message(case: str, run: Run, samples: Path, monkeypatch: pytest.MonkeyP
     expected = (samples / f"{case}.txt").read_text(encoding="utf-8")
     assert outcome.code == 2
     assert outcome.out == ""
-    assert outcome.err.replace(str(samples) + os.sep, "") == expected
+    # a suggestion at the end of a remedy may or may not be followed by the full stop of the remedy
+    assert outcome.err.replace(str(samples) + os.sep, "").replace("'?.", "'?") == expected
 
 
 @pytest.mark.holds("R30")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from taskloom import DataModule, TaskModule, Trainer
 from taskloom.cli import TaskCLI
 from taskloom.cli.task_cli import OwnOptions
-from taskloom.core.errors import ConfigError
+from taskloom.core.errors import CheckpointError, ConfigError
 
 
 class Line(TaskModule):
@@ -114,7 +114,7 @@ def test_run_false_builds_and_stops(calls: Calls) -> None:
         seed_default=5,
     )
     assert calls == []
-    assert (cli.task.slope, cli.data.count, cli.trainer.max_epochs) == (4.0, 4, 9)
+    assert (cli.task.slope, cli.data.count, cli.trainer.settings.epochs.max) == (4.0, 4, 9)
     assert (cli.config["seed"], cli.config["max_epochs"]) == (5, 9)
     assert cli.config["task"] == {"slope": 4.0, "needs": 0}
 
@@ -259,3 +259,45 @@ def test_a_device_that_is_not_here_is_told_before_anything_is_built(
     monkeypatch.setattr(Numbers, "__init__", lambda self, count=4: pytest.fail("the data was built"))
     with pytest.raises(ConfigError, match=r"flag --accelerator: accelerator: .*'cuda' is not available"):
         TaskCLI(Line, Numbers, args=["fit", "--accelerator", "cuda", *OPTIMIZER])
+
+
+class Loose(Line):
+    def __init__(self, width=3, **options: Any) -> None:
+        super().__init__(**options)
+        self.width = width
+
+
+class Untyped(Line):
+    def __init__(self, width) -> None:
+        super().__init__()
+
+
+@pytest.mark.holds("R30")
+def test_parameters_without_a_type_are_taken_or_refused_but_never_skipped(calls: Calls) -> None:
+    """An optional one takes any value, those behind `**options` are found, a required one is refused."""
+    cli = TaskCLI(Loose, args=["--task.width=wide", "--task.slope=2", *OPTIMIZER], run=False)
+    assert (cli.task.width, cli.task.slope, cli.data) == ("wide", 2.0, None)
+    with pytest.raises(ConfigError, match=r"The parameter 'width' of .*Untyped has no type.*test_task_cli\.py:\d+"):
+        TaskCLI(Untyped, args=["--task.width=3", *OPTIMIZER], run=False)
+    with pytest.raises(ConfigError, match=r"The parameter 'width' of .*Untyped has no type"):
+        TaskCLI(Untyped, args=[*OPTIMIZER], run=False)
+
+
+@pytest.mark.holds("CL-02")
+def test_one_callback_needs_no_list(calls: Calls) -> None:
+    args = ["--callbacks", "EarlyStopping", "--callbacks.monitor", "val/loss", *OPTIMIZER]
+    from taskloom.callbacks import EarlyStopping
+
+    cli = TaskCLI(Line, Numbers, args=args, run=False)
+    assert [type(callback) for callback in cli.trainer.callbacks] == [EarlyStopping]
+    assert cli.config["callbacks"][0]["init_args"]["monitor"] == "val/loss"
+
+
+def test_checkpoint_that_is_not_there(run: Run, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        raise CheckpointError("No checkpoint in nowhere verifies.")
+
+    monkeypatch.setattr(Trainer, "fit", missing)
+    Path("lines.py").write_text(Path(__file__).read_text())
+    outcome = run(["fit", "--task", "lines.Line", *OPTIMIZER])
+    assert (outcome.code, outcome.err) == (1, "error: No checkpoint in nowhere verifies.\n")

@@ -5,21 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from taskloom.core.errors import ConfigError, MissingPackageError
+from taskloom.core.errors import CheckpointError, ConfigError, MissingPackageError
 
 
 def exit_cleanly(action: Callable[[], object]) -> None:
-    """Run `action` for a command line: a configuration error is printed and exits with 2, Ctrl-C exits with 130.
-
-    Errors of the user's code keep their traceback.
+    """Run `action` for a command line; errors of the user's code keep their traceback.
 
     Raises:
-        SystemExit: in those two cases.
+        SystemExit: with 2 after a configuration error and with 1 for a checkpoint that cannot be read or written, both
+            printed without a traceback; with 130 after Ctrl-C.
     """
     try:
         action()
     except (ConfigError, MissingPackageError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

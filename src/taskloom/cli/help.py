@@ -90,5 +90,5 @@ def _class_help(root: Root, line: CommandLine, tree: Node, prog: str) -> None:
         exit_on_error=False,
         print_config=None,
     )
-    add_class(parser, kind, key, skip=1 if key in root.names else 0)
+    add_class(parser, kind, key, skip=1 if key in root.names else 0, lenient=True)
     parser.print_help()

@@ -108,7 +108,7 @@ class Root:
             if base is None:
                 continue
             if key in fixed:
-                add_class(parser, fixed[key], key)
+                add_class(parser, fixed[key], key, lenient=shown is not None)
             else:
                 parser.add_subclass_arguments(
                     base,
@@ -155,6 +155,10 @@ class Root:
             if node is not None and node.is_mapping and registry.canonical(class_name(node)) in registry.names():
                 path = Node(import_path(registry.load(class_name(node))), node.source)
                 found[kind] = Node({**node.value, CLASS_PATH: path}, node.source)
+        for key, node in found.items():
+            parameter = self.parameters.get(key)
+            if parameter is not None and _is_one_for_a_list(node, parameter.annotation):
+                found[key] = Node([node], node.source)
         return Node(found, tree.source)
 
     def kind_at(self, tree: Node, key: str) -> Maker | None:
@@ -235,6 +239,16 @@ class Root:
                 item = self._spell(item, parameters(kind), tree, below)
             found[exact] = item
         return Node(found, node.source)
+
+
+def _is_one_for_a_list(node: Node, annotation: Any) -> bool:
+    """Whether a single class stands where only a list of classes is taken, as in `--callbacks EarlyStopping`."""
+    members = branches(annotation)
+    lists = [member for member in members if item_type(member) not in (ABSENT, UNTYPED)]
+    wanted = any(built_class(part) is not None for member in lists for part in branches(item_type(member)))
+    others = [member for member in members if member not in lists]
+    alone = not any(member in (str, Any) or built_class(member) is not None for member in others)
+    return wanted and alone and (node.is_spec or (isinstance(node.value, str) and not node.is_null))
 
 
 def _add_meta_arguments(parser: ArgumentParser) -> None:

@@ -84,10 +84,23 @@ def built_class(annotation: Any) -> type | None:
     return kind if is_class(annotation) and isinstance(kind, type) else None
 
 
-def add_class(parser: ArgumentParser, kind: Callable[..., Any], key: str, skip: int = 0) -> None:
-    """Add the parameters of a class under `key`, hiding the `--key FILE` that jsonargparse adds beside them."""
+def add_class(
+    parser: ArgumentParser, kind: Callable[..., Any], key: str, *, skip: int = 0, lenient: bool = False
+) -> None:
+    """Add the parameters of a class under `key`, hiding the `--key FILE` that jsonargparse adds beside them.
+
+    Args:
+        parser: to add to.
+        kind: the class, or a function.
+        key: what the flags begin with.
+        skip: how many first parameters to leave out.
+        lenient: take a required parameter without a type for optional, as a help text may and a configuration must not.
+
+    Raises:
+        ValueError: a required parameter has no type.
+    """
     add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
-    add(kind, key, fail_untyped=False, skip={skip} if skip else None)
+    add(kind, key, fail_untyped=not lenient, skip={skip} if skip else None)
     for action in parser._actions:
         if action.dest == key:
             action.help = SUPPRESS
