@@ -17,8 +17,7 @@ from taskloom.core.errors import TaskloomWarning, explain
 
 
 class Logger(ABC):
-    """Derive, name it, and write `log_metrics`. Third parties register one through the entry point group
-    `taskloom.loggers`.
+    """Derive, name it, and write `log_metrics`. Third parties register one as an entry point of `taskloom.loggers`.
 
     A logger is constructed without side effects; `start` is the first call, on rank 0 only, and `finish` the last.
 

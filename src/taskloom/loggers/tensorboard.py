@@ -145,7 +145,11 @@ class TensorBoardLogger(Logger):
 
     def log_graph(self, module: Any, example_input: Any) -> None:
         """Record the graph of a module, traced with an example input."""
-        self.experiment.add_graph(module, example_input)
+        with catch_warnings():
+            simplefilter(
+                "ignore", DeprecationWarning
+            )  # torch's writer traces with torch.jit, which torch is leaving behind
+            self.experiment.add_graph(module, example_input)
 
     def flush(self) -> None:
         """Write what is waiting."""
