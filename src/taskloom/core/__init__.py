@@ -1,3 +1,1 @@
-"""What everything else stands on: the task, the data, the loss, counters, intervals and errors. Imports torch and
-nothing above.
-"""
+"""What everything else stands on: task, data, loss, counters, intervals, errors. Imports torch and nothing above."""

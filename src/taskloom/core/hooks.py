@@ -18,9 +18,7 @@ from taskloom.core.transfer import move_to_device
 
 
 def overridden(owner: object, name: str, base: type) -> Callable[..., Any] | None:
-    """Return the bound method `name` of `owner` if its class (or the object itself) replaces the one of `base`, else
-    None.
-    """
+    """Return the bound method `name` if the class of `owner`, or `owner` itself, replaces that of `base`, else None."""
     if name in vars(owner) or getattr(type(owner), name) is not getattr(base, name):
         method: Callable[..., Any] = getattr(owner, name)
         return method
@@ -35,9 +33,7 @@ class TransferHooks:
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; override for types that are neither tensors, collections of them, nor objects with
-        `.to(device)`.
-        """
+        """Move a batch; override for types that are no tensors, no collections of them, and have no `.to(device)`."""
         return move_to_device(batch, device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -39,7 +39,7 @@ class Hyperparameters(dict[str, Any]):
 
 
 def _arguments(frame: FrameType) -> dict[str, Any]:
-    names, varargs, keywords, values = inspect.getargvalues(frame)
+    names, _, keywords, values = inspect.getargvalues(frame)
     given = {name: values[name] for name in names[1:] if name in values}
     if keywords and keywords in values:
         given.update(values[keywords])

@@ -41,9 +41,7 @@ _CLOCK = re.compile(r"^\d+(:\d{1,2}){2,3}$")
 
 
 def parse_seconds(value: str | timedelta | Mapping[str, float] | float) -> float:
-    """Return seconds for `'DD:HH:MM:SS'`, `'10 minutes'`, a `timedelta`, its keyword arguments, or a number of
-    seconds.
-    """
+    """Return the seconds in `'DD:HH:MM:SS'`, `'10 minutes'`, a `timedelta`, its keyword arguments, or a number."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, Mapping):

@@ -39,8 +39,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Skip:
-    """Returned by a step that has nothing to learn from its batch. Returning the class itself, or `None`, means the
-    same.
+    """Returned by a step that has nothing to learn from its batch; the class itself, or `None`, means the same.
 
     Args:
         reason: shown in the warning that counts skipped batches.

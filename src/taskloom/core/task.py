@@ -7,29 +7,23 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from warnings import warn
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from taskloom.core.errors import TaskloomWarning, explain
+from taskloom.core.attachment import Attachment
+from taskloom.core.errors import explain
 from taskloom.core.hooks import TaskHooks
 from taskloom.core.hparams import HyperparametersMixin
 from taskloom.core.loss import StepOutput
 
 if TYPE_CHECKING:
     from taskloom.core.policies import GradientClipping
-    from taskloom.fabric import Fabric
-    from taskloom.loggers import Logger
-    from taskloom.metrics import MetricStore
-    from taskloom.trainer import Trainer
 
 Task = TypeVar("Task", bound="TaskModule")
-_RUN_ATTRIBUTES = ("_trainer", "_metrics")
 
 
-class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
+class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
     """A model together with its training, validation, test and prediction steps and its optimizers.
 
     Subclass it, build layers in `__init__`, and write `training_step` and `configure_optimizers`; everything else is
@@ -48,8 +42,6 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._trainer: Trainer | None = None
-        self._metrics: MetricStore | None = None
         self._default_optimizer: Callable[..., Optimizer] | None = None
         self._default_lr_scheduler: Any = None
 
@@ -94,9 +86,7 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         return self(batch)
 
     def num_tokens(self, batch: Any) -> int:
-        """Return how many tokens a batch holds, for the token counter and tokens per second; 0 when they are not
-        counted.
-        """
+        """Return how many tokens a batch holds, for the token counter and tokens per second; 0 counts none."""
         return 0
 
     # Data -------------------------------------------------------------------------------------------------------------
@@ -157,8 +147,7 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
 
     def set_default_optimizer(self, optimizer: Callable[..., Optimizer], lr_scheduler: Any = None) -> None:
-        """Choose what `configure_optimizers` returns when it is not overridden; the command line's `--optimizer` ends
-        here.
+        """Choose what `configure_optimizers` returns when it is not overridden; `task fit --optimizer` ends here.
 
         Args:
             optimizer: called with the trainable parameters.
@@ -170,9 +159,7 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         self._default_optimizer, self._default_lr_scheduler = optimizer, lr_scheduler
 
     def configure_callbacks(self) -> Any:
-        """Return a callback or a list of them, added to those of the `Trainer`; one of the same class replaces the
-        Trainer's.
-        """
+        """Return a callback or a list of them, to add to the Trainer's or to replace those of the same class."""
         return []
 
     def configure_gradient_clipping(
@@ -198,7 +185,7 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass; override to pass `retain_graph` or to change how gradients arise."""
-        loss.backward(*args, **kwargs)
+        torch.autograd.backward(loss, *args, **kwargs)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Backward pass of manual optimisation: scales, synchronises and calls the hooks as the strategy needs."""
@@ -312,7 +299,7 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
             TypeError: the value is neither a number, a 0-dim tensor nor a metric.
         """
         if self._metrics is None:
-            self._warn_unattached("log")
+            self.warn_unattached("log")
             return
         self._metrics.log(
             name,
@@ -338,108 +325,11 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
     ) -> None:
         """`log` for every item of a mapping (a dict or a `torchmetrics.MetricCollection`), with the same options."""
         if self._metrics is None:
-            self._warn_unattached("log_dict")
+            self.warn_unattached("log_dict")
             return
         options = (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, rank_zero_only, enable_graph)
         for name, value in dictionary.items():
             self._metrics.log(name, value, options, batch_size)
-
-    def _warn_unattached(self, method: str) -> None:
-        warn(
-            explain(f"{type(self).__name__}.{method} was called outside a Trainer; nothing is recorded"),
-            TaskloomWarning,
-            stacklevel=3,
-        )
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print on rank 0, above the progress bar."""
-        self.trainer.print(*args, **kwargs)
-
-    # Where it runs ----------------------------------------------------------------------------------------------------
-
-    @property
-    def trainer(self) -> Trainer:
-        """The `Trainer` that runs this task.
-
-        Raises:
-            RuntimeError: none does.
-        """
-        if self._trainer is None:
-            raise RuntimeError(
-                explain(
-                    f"{type(self).__name__} is not attached to a Trainer",
-                    why="this is only known while fit, validate, test or predict runs",
-                    fix="call it from a step or a hook",
-                )
-            )
-        return self._trainer
-
-    @property
-    def fabric(self) -> Fabric:
-        """The resolved accelerator, precision and strategy of the run."""
-        return self.trainer.fabric
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the run, else of the first parameter or buffer, else the CPU."""
-        if self._trainer is not None:
-            return self._trainer.device
-        tensor = next(self.parameters(), next(self.buffers(), None))
-        return torch.device("cpu") if tensor is None else tensor.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the first floating-point parameter, else torch's default."""
-        return next(
-            (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()),
-            torch.get_default_dtype(),
-        )
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the device is a CUDA or ROCm GPU."""
-        return self.device.type == "cuda"
-
-    @property
-    def current_epoch(self) -> int:
-        """Completed epochs, so the number of the running one from 0; 0 without a Trainer."""
-        return self._trainer.current_epoch if self._trainer is not None else 0
-
-    @property
-    def global_step(self) -> int:
-        """Optimizer steps taken; 0 without a Trainer."""
-        return self._trainer.global_step if self._trainer is not None else 0
-
-    @property
-    def global_rank(self) -> int:
-        """Number of this process; 0 without a Trainer."""
-        return self._trainer.global_rank if self._trainer is not None else 0
-
-    @property
-    def local_rank(self) -> int:
-        """Number of this process on its machine; 0 without a Trainer."""
-        return self._trainer.local_rank if self._trainer is not None else 0
-
-    @property
-    def device_mesh(self) -> Any:
-        """The mesh of a strategy that splits the model, else None."""
-        return self.trainer.strategy.device_mesh
-
-    @property
-    def logger(self) -> Logger | None:
-        """The first logger, or None."""
-        return self.trainer.logger
-
-    @property
-    def loggers(self) -> list[Logger]:
-        """All loggers."""
-        return self.trainer.loggers
-
-    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
-        """Gather tensors of all processes; each gets a new leading dimension of length world size, unless there is
-        one process.
-        """
-        return self.trainer.strategy.all_gather(data, sync_grads=sync_grads)
 
     # Life -------------------------------------------------------------------------------------------------------------
 
@@ -466,8 +356,7 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Task:
-        """Rebuild a task from a checkpoint: its class is called with the saved hyper-parameters, then the weights are
-        loaded.
+        """Rebuild a task from a checkpoint: call its class with the saved hyper-parameters and load the weights.
 
         Args:
             checkpoint_path: a checkpoint folder.
@@ -480,11 +369,3 @@ class TaskModule(TaskHooks, HyperparametersMixin, nn.Module):
         load = import_module("taskloom.checkpoint.task").load_task
         task: Task = load(cls, Path(checkpoint_path), hparams_file=hparams_file, strict=strict, arguments=kwargs)
         return task.to(map_location)
-
-    def attach(self, trainer: Trainer | None, metrics: MetricStore | None) -> None:
-        """Connect the task to a run, or with two None disconnect it; called by the Trainer."""
-        self._trainer, self._metrics = trainer, metrics
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copied or pickled task is a model: it must not drag the Trainer, its loaders and its loggers along.
-        return {**self.__dict__, **dict.fromkeys(_RUN_ATTRIBUTES)}

@@ -41,8 +41,8 @@ def count_samples(batch: Any) -> int | None:
     """Return how many samples a batch holds: the leading dimension that all of its tensors share.
 
     Returns:
-        The count; `None` when there is no tensor with a dimension, or two of them disagree, because a guess there would weigh
-        a mean wrongly without a word.
+        The count; `None` when there is no tensor with a dimension, or two of them disagree, because a guess there would
+        weigh a mean wrongly without a word.
     """
     if isinstance(batch, torch.Tensor):
         return len(batch) if batch.ndim else None

@@ -105,8 +105,6 @@ def with_last(batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
 
 
 def suggested_num_workers(processes: int = 1) -> int:
-    """Return how many loader processes this machine can carry for each of `processes` training processes, at least
-    1.
-    """
+    """Return how many loader processes this machine can carry for each of its training processes, at least 1."""
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
     return max(1, cores // max(1, processes))

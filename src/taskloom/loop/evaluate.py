@@ -111,7 +111,7 @@ class EvaluateLoop:
                 hook()
             self._model_train()
         if not sanity:
-            run.trainer.report(reported, self._log_hooks)
+            run.trainer.record.log(reported, self._log_hooks)
         return reported
 
     def _level(self, level: Literal["batch", "epoch"]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from taskloom.accelerators import Accelerator
 from taskloom.callbacks import Callback
@@ -21,7 +22,6 @@ from taskloom.core.transfer import count_samples
 from taskloom.data import NamedLoader
 from taskloom.fabric import Fabric
 from taskloom.loggers import Logger
-from taskloom.loggers.group import LoggerGroup
 from taskloom.optim import SchedulerConfig, TaskOptimizer
 from taskloom.precision import Precision
 from taskloom.strategies import Strategy
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from taskloom.loop.evaluate import EvaluateLoop
     from taskloom.loop.fit import FitLoop
     from taskloom.loop.limits import Limits
+    from taskloom.loop.record import Record
     from taskloom.loop.run import Run
     from taskloom.loop.saving import Saver
 
@@ -72,7 +73,7 @@ class Facts:
     progress: Progress
     state: TrainerState
     callbacks: list[Callback]
-    logger_group: LoggerGroup
+    record: Record
     num_sanity_val_steps: int
     parts: Parts
 
@@ -322,24 +323,25 @@ class Facts:
         return self.parts.evaluation is not None
 
     @property
-    def effective_batch_size(self) -> int | None:
-        """Samples per optimizer step: micro-batch × accumulation × data-parallel ranks; None when a batch does not
-        tell.
-        """
+    def micro_batch_size(self) -> int | None:
+        """Samples per device and micro-batch, as the training loader declares or the batch in hand shows; else None."""
         loader = self.train_dataloader
-        size = getattr(loader, "batch_size", None)
-        if not isinstance(size, int):
-            size = count_samples(self.parts.run.metrics.batch) if self.parts.run is not None else None
+        if isinstance(loader, DataLoader) and loader.batch_size is not None:
+            return loader.batch_size
+        return count_samples(self.parts.run.metrics.batch) if self.parts.run is not None else None
+
+    @property
+    def effective_batch_size(self) -> int | None:
+        """Samples per optimizer step: micro-batch × accumulation × data-parallel ranks; None if a batch hides it."""
+        size = self.micro_batch_size
         return None if size is None else size * self.accumulate_grad_batches * self.strategy.data_parallel_size
 
     # Metrics ----------------------------------------------------------------------------------------------------------
 
     @property
     def callback_metrics(self) -> dict[str, Tensor]:
-        """The latest value of every logged name as a 0-dim float64 tensor on the CPU; reading it waits for no
-        device.
-        """
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._metrics().items()}
+        """The latest value of every logged name, 0-dim float64 tensors on the CPU; reading them waits for nothing."""
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.metric_values.items()}
 
     @property
     def logged_metrics(self) -> dict[str, float]:
@@ -351,20 +353,46 @@ class Facts:
         """The latest values in the progress bar."""
         return dict(self.parts.run.metrics.progress_bar_metrics) if self.parts.run is not None else {}
 
-    def _metrics(self) -> dict[str, float]:
+    @property
+    def metric_values(self) -> dict[str, float]:
+        """The same as plain numbers."""
         return self.parts.run.metrics.callback_metrics if self.parts.run is not None else {}
 
     @property
     def loggers(self) -> list[Logger]:
         """All loggers."""
-        return self.logger_group.loggers
+        return self.record.loggers.loggers
 
     @property
     def logger(self) -> Logger | None:
         """The first logger, or None."""
         return self.loggers[0] if self.loggers else None
 
-    # Checkpoints ------------------------------------------------------------------------------------------------------
+    # Folder and checkpoints -------------------------------------------------------------------------------------------
+
+    @property
+    def run_folder(self) -> Path | None:
+        """Where the run writes; None before a fit, and for one that writes nothing."""
+        return self.record.folder
+
+    @property
+    def log_dir(self) -> Path | None:
+        """Lightning's name of `run_folder`."""
+        return self.record.folder
+
+    @property
+    def run_id(self) -> str:
+        """What tells this run from every other."""
+        return self.record.run_id
+
+    @property
+    def config_text(self) -> str | None:
+        """YAML of the resolved configuration, kept in run folder and checkpoints; the command line sets it."""
+        return self.record.config_text
+
+    @config_text.setter
+    def config_text(self, text: str | None) -> None:
+        self.record.config_text = text
 
     @property
     def checkpoints(self) -> list[CheckpointKeeper]:

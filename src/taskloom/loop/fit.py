@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -95,15 +96,15 @@ class FitLoop:
         self.progress: Progress = run.trainer.progress
         self.is_last_batch = False
         self.training_loss, self._losses = 0.0, 0
-        scale = {"batches_per_epoch": loader.length, "total_steps": limits.total_steps}
-        self._log_trigger = Trigger(logs.interval(), **scale)
+        trigger = partial(Trigger, batches_per_epoch=loader.length, total_steps=limits.total_steps)
+        self._log_trigger = trigger(logs.interval())
         start_after = None if policy.start_after is None else Interval.parse(policy.start_after)
         self._validation_trigger = (
             None
             if policy.every is None or validation is None
-            else Trigger(Interval.parse(policy.every), start_after=start_after, **scale)
+            else trigger(Interval.parse(policy.every), start_after=start_after)
         )
-        saver.plan(**scale)
+        saver.plan(trigger)
         hooks = run.hooks
         self._epoch_start = hooks.of("on_train_epoch_start")
         self._epoch_end = hooks.of_callbacks("on_train_epoch_end", monitoring=False) + hooks.of_task(
@@ -215,7 +216,7 @@ class FitLoop:
                 if done
                 else feed(loader.loader, length, self.run_parts.transfer())
             )
-            return zip(chain(repeat(False, remaining - 1), (True,)), batches)
+            return zip(chain(repeat(False, remaining - 1), (True,)), batches, strict=False)
         batches = (
             self.saver.resumed_feed(loader, self.run_parts.transfer())
             if done
@@ -268,7 +269,7 @@ class FitLoop:
     def _flush(self) -> None:
         total, count = self.optimization.window.take_loss()
         self.training_loss, self._losses = self.training_loss + total, self._losses + count
-        self.run_parts.trainer.report(self.run_parts.metrics.flush(self.progress.steps), self._log_hooks)
+        self.run_parts.trainer.record.log(self.run_parts.metrics.flush(self.progress.steps), self._log_hooks)
 
     def _validate(self) -> None:
         run = self.run_parts
@@ -293,7 +294,7 @@ class FitLoop:
             hook()
         reported = run.metrics.commit([_TRAIN], progress.steps)
         if reported:
-            run.trainer.report(reported, self._log_hooks)
+            run.trainer.record.log(reported, self._log_hooks)
         for hook in self._epoch_end_monitors:
             hook()
         if ended:
@@ -313,9 +314,7 @@ class FitLoop:
 
 
 def _for_hooks(output: Any) -> Any:
-    """Return what `on_train_batch_end` is given: a dict with the detached `"loss"`, as in Lightning, and nothing that
-    holds a graph.
-    """
+    """Return what `on_train_batch_end` is given: a dict with `"loss"`, as in Lightning, and nothing with a graph."""
     if isinstance(output, Loss):
         return {"loss": output.mean.detach()}
     if isinstance(output, Tensor):

@@ -1,6 +1,4 @@
-"""When training ends: epochs, optimizer steps, time; and how many steps are planned, for schedules that need to
-know.
-"""
+"""When training ends (epochs, optimizer steps, time), and how many steps are planned until then."""
 
 from __future__ import annotations
 

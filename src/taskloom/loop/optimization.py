@@ -50,7 +50,8 @@ class Optimization(ABC):
         self.names: list[str] = list(setup.names)
         self.schedulers, self.clipping, self.debug = schedulers, clipping, debug
         self.task_optimizers = [
-            TaskOptimizer(optimizer, name, self._stepper(name)) for optimizer, name in zip(self.optimizers, self.names)
+            TaskOptimizer(optimizer, name, self._stepper(name))
+            for optimizer, name in zip(self.optimizers, self.names, strict=True)
         ]
         for name in self.names:
             progress.optimizer_steps.setdefault(name, 0)
@@ -175,7 +176,7 @@ class AutomaticOptimization(Optimization):
         window = self.window
         if window.steps and (flush or window.flush_last):
             stepped = True
-            for name, optimizer in zip(self.names, self.optimizers):
+            for name, optimizer in zip(self.names, self.optimizers, strict=True):
                 if self._prepares or window.batches > 1 or window.ranks > 1:
                     self._prepare(optimizer)
                 stepped = self.run.strategy.step(optimizer)
@@ -276,9 +277,7 @@ class ClosureOptimization(Optimization):
 
 
 class ManualOptimization(Optimization):
-    """The user calls `manual_backward` and `optimizer.step()`; a batch in which any optimizer stepped counts as one
-    step.
-    """
+    """The user calls `manual_backward` and `optimizer.step()`; a batch in which any optimizer stepped is one step."""
 
     def train_batch(self, batch: Any, batch_idx: int, last: bool) -> Any:
         """See the base."""

@@ -36,7 +36,7 @@ def restore_training(
                 fix="start a new training from it with TaskModule.load_from_checkpoint",
             )
         )
-    optimizers = dict(zip(optimization.names, optimization.optimizers))
+    optimizers = dict(zip(optimization.names, optimization.optimizers, strict=True))
     run.strategy.load_optimizers(run.module, optimizers, state["optimizers"], reader.optimizer_tensors())
     _restore_schedulers(optimization, state, reader)
     run.strategy.precision.load_state_dict(state["precision"])
@@ -45,7 +45,7 @@ def restore_training(
     for callback in trainer.callbacks:
         if callback.state_key in state["callbacks"]:
             callback.load_state_dict(state["callbacks"][callback.state_key])
-    for keeper, kept in zip(keepers, state["keepers"]):
+    for keeper, kept in zip(keepers, state["keepers"], strict=False):
         keeper.load_state_dict(kept, resumed_from=reader.path)
     if run.datamodule is not None:
         run.datamodule.load_state_dict(state["datamodule"])
@@ -65,5 +65,5 @@ def _restore_schedulers(optimization: Optimization, state: dict[str, Any], reade
                 fix="return the same schedulers as the run that wrote it",
             )
         )
-    for config, each in zip(configs, saved):
+    for config, each in zip(configs, saved, strict=True):
         config.scheduler.load_state_dict(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,9 +26,7 @@ Calls = tuple[Callable[..., Any], ...]
 
 
 class Hooks:
-    """The overridden hooks of a run. A hook that nobody overrides has no entry, so a loop over its calls costs
-    nothing.
-    """
+    """The overridden hooks of a run; one that nobody overrides has no calls, so a loop over them costs nothing."""
 
     def __init__(self, trainer: Trainer, task: TaskModule, callbacks: Sequence[Callback]) -> None:
         self._trainer, self._task, self._callbacks = trainer, task, callbacks
@@ -133,10 +132,10 @@ def fit_arguments(step: Callable[..., Any], most: int) -> Callable[..., Any]:
 
     Lightning lets `batch_idx` and `dataloader_idx` be left out of a step's signature.
     """
-    code = step.__func__.__code__ if "__func__" in dir(step) else None
-    if code is None or code.co_flags & 0x04:
+    parameters = inspect.signature(step).parameters.values()
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return step
-    takes = code.co_argcount - 1
+    takes = sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters)
     return step if takes >= most else lambda *arguments: step(*arguments[:takes])
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from taskloom.checkpoint import CheckpointContent, CheckpointKeeper, CheckpointPolicy, find_aliases
+from taskloom.core.interval import Interval
 from taskloom.data import NamedLoader, feed
 from taskloom.loop.optimization import Optimization
 from taskloom.loop.run import Run
@@ -65,12 +66,9 @@ class Saver:
         self._saved_step = -1
         self._epoch_generators: dict[str, Any] | None = None
 
-    def plan(self, *, batches_per_epoch: float, total_steps: float) -> None:
-        """Prepare the policies' triggers for a run of this length."""
-        self.triggers = [
-            Trigger(policy.interval, batches_per_epoch=batches_per_epoch, total_steps=total_steps)
-            for policy in self._policies
-        ]
+    def plan(self, trigger: Callable[[Interval], Trigger]) -> None:
+        """Prepare the policies' triggers; `trigger` makes one that knows the length of the run."""
+        self.triggers = [trigger(policy.interval) for policy in self._policies]
 
     def epoch_begins(self) -> None:
         """Remember the generators from which the order of this epoch's data follows."""
@@ -80,33 +78,40 @@ class Saver:
     def if_due(self, *, at_epoch_end: bool, requested: bool = False) -> None:
         """Save under every policy that is due; those by epoch are due only after it, the others only before its end."""
         progress = self._run.trainer.progress
+        saving = []
         for keeper, trigger in zip(self._keepers, self.triggers, strict=True):
-            due = (trigger.interval.unit == "epochs") == at_epoch_end and trigger.due(progress, epoch_ended=False)
+            due = (trigger.interval.unit == "epochs") == at_epoch_end and trigger.due(progress)
             if due or requested:
-                keeper.save(self.content(), on_schedule=due)
-                self._saved_step = progress.steps
+                saving.append((keeper, due))
+        self._save(saving)
 
     def at_end(self) -> None:
         """Save once more if the last step is in no checkpoint yet; also after an interrupt."""
-        progress = self._run.trainer.progress
-        if not self._keepers or progress.steps == self._saved_step or not progress.steps:
+        steps = self._run.trainer.progress.steps
+        if steps and steps != self._saved_step:
+            self._save([(keeper, False) for keeper in self._keepers])
+
+    def _save(self, keepers: Sequence[tuple[CheckpointKeeper, bool]]) -> None:
+        if not keepers:
             return
-        for keeper in self._keepers:
-            keeper.save(self.content(), on_schedule=False)
-        self._saved_step = progress.steps
+        # One content for all, so that policies that save at the same step share one checkpoint.
+        content = self.content()
+        for keeper, on_schedule in keepers:
+            keeper.save(content, on_schedule=on_schedule)
+        self._saved_step = content.step
 
     def content(self, *, weights_only: bool = False) -> CheckpointContent:
         """Gather what a checkpoint holds now."""
         run, trainer = self._run, self._run.trainer
         progress, optimization = trainer.progress, self._optimization
-        optimizers = dict(zip(optimization.names, optimization.optimizers))
+        optimizers = dict(zip(optimization.names, optimization.optimizers, strict=True))
         state: dict[str, Any] = {
             "progress": progress.state_dict(),
             "optimizers": run.strategy.optimizer_state(run.module, optimizers),
             "schedulers": [config.scheduler.state_dict() for config in optimization.schedulers.configs],
             "precision": run.strategy.precision.state_dict(),
             "callbacks": {callback.state_key: callback.state_dict() for callback in trainer.callbacks},
-            "loggers": trainer.logger_group.state_dict(),
+            "loggers": trainer.record.loggers.state_dict(),
             "keepers": [keeper.state_dict() for keeper in self._keepers],
             "datamodule": run.datamodule.state_dict() if run.datamodule is not None else {},
             "generators": generator_states(run),
@@ -122,7 +127,7 @@ class Saver:
         shards = list(run.strategy.model_shards(run.module))
         return CheckpointContent(
             model=shards,
-            optimizer=() if weights_only else run.strategy.optimizer_shards(run.module, optimizers),
+            optimizer=() if weights_only else list(run.strategy.optimizer_shards(run.module, optimizers)),
             state=state,
             config=trainer.config_text,
             metrics={
@@ -140,9 +145,7 @@ class Saver:
         self._epoch_generators = state["epoch_generators"]
 
     def resumed_feed(self, loader: NamedLoader, transfer: Callable[[Any], Any] | None) -> Iterator[Any]:
-        """Iterate over the rest of an epoch: its order as it was begun, without reading the batches that were trained
-        on.
-        """
+        """Iterate over the rest of an epoch, in the order it began with, reading nothing that was trained on."""
         run, done = self._run, self._run.trainer.progress.batches_in_epoch
         now = generator_states(run)
         if self._epoch_generators is not None:
@@ -167,8 +170,7 @@ class _Skipping:
 
 
 def without_first(loader: Iterable[Any], skipped: int) -> Iterable[Any]:
-    """Return a view of a loader that leaves out its first batches, without reading their samples where it has a batch
-    sampler.
+    """Return a view of a loader without its first batches; with a batch sampler their samples are not read.
 
     The user's loader is not rebuilt: a shallow copy keeps its class, attributes, workers and collate function.
     """

@@ -1,6 +1,4 @@
-"""Stepping learning-rate schedulers at the interval they declare, never more often because of processes or
-accumulation.
-"""
+"""Stepping learning-rate schedulers at the interval they declare, whatever the processes or the accumulation."""
 
 from __future__ import annotations
 

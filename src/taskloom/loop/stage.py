@@ -43,7 +43,7 @@ def stage(
     callbacks = _with_own_callbacks(trainer.callbacks, task)
     trainer.begin(name, task, datamodule, callbacks)
     with ExitStack() as cleanup:
-        cleanup.callback(trainer.reporter.close)
+        cleanup.callback(trainer.record.reporter.close)
         cleanup.enter_context(_deterministic(trainer.deterministic))
         if trainer.debug.detect_anomaly:
             cleanup.enter_context(torch.autograd.detect_anomaly())
@@ -53,7 +53,7 @@ def stage(
             datamodule,
             Hooks(trainer, task, callbacks),
             MetricStore(trainer.strategy, trainer.accelerator.synchronous),
-            trainer.reporter,
+            trainer.record.reporter,
         )
         trainer.parts.run = run
         task.attach(trainer, run.metrics)
@@ -116,8 +116,7 @@ def _failed(run: Run, error: BaseException) -> None:
 
 @contextmanager
 def _interrupts(trainer: Trainer) -> Generator[None, None, None]:
-    """Let the first Ctrl-C wait for the optimizer step in hand, so that the checkpoint it leaves is whole; the second
-    does not wait.
+    """Let the first Ctrl-C wait for the step in hand, so that the checkpoint it leaves is whole; not the second.
 
     A handler that the user's program installed is left alone.
     """

@@ -1,5 +1,4 @@
-"""The window of micro-batches behind one optimizer step: what each backward pass starts from, and what the sum is
-divided by.
+"""The window of micro-batches behind one optimizer step: where each backward pass starts, and the final division.
 
 The gradient of a step is that of `Σ sum / Σ weight` over its actual window. The denominator is only known at its end,
 so each
@@ -91,17 +90,16 @@ class Window:
         if isinstance(output, dict):
             output = self._from_dict(output)
         if output is None or output is Skip or isinstance(output, Skip):
-            return self._drop(
-                self._policy.on_skip,
-                "training_step returned Skip"
-                + (f" ({output.reason})" if isinstance(output, Skip) and output.reason else ""),
-            )
+            reason = f" ({output.reason})" if isinstance(output, Skip) and output.reason else ""
+            self._drop(self._policy.on_skip, f"training_step returned Skip{reason}")
+            return None
         loss = output.sum if isinstance(output, Loss) else output
         _check_loss(loss)
         if self._checks_now:
             value = loss.item()
             if not math.isfinite(value):
-                return self._drop(self._policy.on_nonfinite, f"the loss is {value}")
+                self._drop(self._policy.on_nonfinite, f"the loss is {value}")
+                return None
         self._in_a_row = 0
         if self.batches == 1 and self.ranks == 1:
             if loss is not output:

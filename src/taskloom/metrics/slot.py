@@ -120,9 +120,7 @@ class Slot:
             self.pending, self.weights = [], []
 
     def collect(self) -> Sequence[tuple[Tensor, Tensor]]:
-        """Take the values that have not been reduced yet, as pairs of 1-dim tensors (values, weights) where they
-        are.
-        """
+        """Take the values that are not reduced yet: pairs of 1-dim tensors, values and weights, where they are."""
         taken = self.chunks
         if self.pending:
             taken.append((_stacked(self.pending), _stacked(self.weights)))

@@ -130,7 +130,11 @@ class MetricStore:
 
     def _refuse_change(self, slot: Slot, options: tuple[Any, ...]) -> None:
         before, now = Options(*slot.options), Options(*options)
-        changed = {field: (was, is_now) for field, was, is_now in zip(Options._fields, before, now) if was != is_now}
+        changed = {
+            field: (was, is_now)
+            for field, was, is_now in zip(Options._fields, before, now, strict=True)
+            if was != is_now
+        }
         raise ValueError(
             explain(
                 f"The metric {slot.name!r} is logged with different options",
@@ -202,14 +206,12 @@ class MetricStore:
     # Reading ----------------------------------------------------------------------------------------------------------
 
     def flush(self, step: int) -> dict[str, float]:
-        """Read the values reported by step since the last flush, with one transfer, and return those for the
-        loggers.
-        """
+        """Read what was reported by step since the last flush, in one transfer; return what is for the loggers."""
         fresh = [slot for slot in self._slots.values() if slot.fresh]
         read = self._read([slot.latest for slot in fresh])
         self._fold(self._slots.values())
         reported: dict[str, float] = {}
-        for slot, value in zip(fresh, read):
+        for slot, value in zip(fresh, read, strict=True):
             slot.fresh = False
             self._publish(slot, "_step" if slot.on_epoch else "", value, step, reported)
         return reported
@@ -283,11 +285,7 @@ class MetricStore:
             return
         remote = [tensor for _, values, weights in parts for tensor in (values, weights) if tensor.device.type != "cpu"]
         if remote:
-            moved = iter(
-                torch.cat([tensor.to(remote[0].dtype) for tensor in remote])
-                .cpu()
-                .split([len(tensor) for tensor in remote])
-            )
+            moved = iter(torch.split(torch.cat(remote).cpu(), [len(tensor) for tensor in remote]))
         for slot, values, weights in parts:
             local = [next(moved) if tensor.device.type != "cpu" else tensor for tensor in (values, weights)]
             slot.reduce(local[0].double(), local[1].double())

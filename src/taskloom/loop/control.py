@@ -1,0 +1,200 @@
+"""What users and loops tell a `Trainer`: to stop, to save, to add a callback; and the turns its state takes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from taskloom.callbacks import Callback
+from taskloom.callbacks.base import check_hook_names
+from taskloom.checkpoint import CheckpointKeeper, write_checkpoint
+from taskloom.core.data import DataModule
+from taskloom.core.errors import explain
+from taskloom.core.policies import GradientClipping
+from taskloom.core.progress import Progress
+from taskloom.core.task import TaskModule
+from taskloom.loop.building import keepers_of
+from taskloom.loop.facts import Facts, Parts, StageName, TrainerState
+from taskloom.loop.settings import Settings
+
+Request = Literal["save", "validate", "log"]
+
+
+class Control(Facts):
+    """The verbs of a `Trainer` beside its stages; the constructor of `Trainer` fills what they act on."""
+
+    settings: Settings
+    stop_reason: str
+    interrupt_requested: bool
+    active_callbacks: list[Callback]
+    _should_stop: bool
+    _requests: set[Request]
+
+    def request(self, what: Request) -> None:
+        """Ask for something at the next step, beside its interval: `"save"`, `"validate"` or `"log"`."""
+        if what not in ("save", "validate", "log"):
+            raise ValueError(
+                explain(
+                    "A Trainer takes no such request",
+                    got=what,
+                    fix="use 'save', 'validate' or 'log', or set should_stop = True",
+                )
+            )
+        self._requests.add(what)
+        self._wake()
+
+    @property
+    def should_stop(self) -> bool:
+        """Set it to True to end training at the next step; bounds from below (`Between`) are respected."""
+        return self._should_stop
+
+    @should_stop.setter
+    def should_stop(self, stop: bool) -> None:
+        self._should_stop = stop
+        if stop:
+            self._wake()
+
+    def save_checkpoint(self, path: str | Path, weights_only: bool = False) -> None:
+        """Write a checkpoint of the fit in hand, or the last one, to the folder `path`; return once it is verified."""
+        saver = self.parts.saver
+        if saver is None:
+            raise RuntimeError(
+                explain(
+                    "There is nothing to save yet",
+                    why="no fit has been started",
+                    fix="call it in a hook of fit or after it",
+                )
+            )
+        write_checkpoint(Path(path), saver.content(weights_only=weights_only), weights_only=weights_only)
+
+    def add_callback(self, callback: Callback) -> None:
+        """Add a callback to the stages to come."""
+        check_hook_names(callback)
+        self.callbacks.append(callback)
+
+    def pop_callback(self, callback: Callback | type[Callback]) -> Callback | None:
+        """Remove a callback, or the first of a class, and return it; None where there is none."""
+        found = next(
+            (
+                each
+                for each in self.callbacks
+                if each is callback or (isinstance(callback, type) and isinstance(each, callback))
+            ),
+            None,
+        )
+        if found is not None:
+            self.callbacks.remove(found)
+        return found
+
+    def remove_callback(self, callback: Callback | type[Callback]) -> None:
+        """Remove a callback, or the first of a class."""
+        self.pop_callback(callback)
+
+    def manual_backward(self, loss: Tensor, *arguments: Any, **keywords: Any) -> None:
+        """See `TaskModule.manual_backward`."""
+        fit = self._fit_loop("manual_backward")
+        if fit.run_parts.task.automatic_optimization:
+            raise RuntimeError(
+                explain(
+                    "manual_backward was called in automatic optimisation",
+                    why="the loop runs the backward pass itself",
+                    fix="return the loss, or set self.automatic_optimization = False in __init__",
+                )
+            )
+        fit.optimization.backward(loss, *arguments, **keywords)
+
+    def clip_gradients(
+        self, optimizer: Optimizer, value: float | GradientClipping | None = None, algorithm: str | None = None
+    ) -> None:
+        """See `TaskModule.clip_gradients`."""
+        clipping = self.settings.clipping if value is None else GradientClipping.of(value)
+        if algorithm == "value":
+            clipping = GradientClipping(max_value=clipping.max_norm or clipping.max_value)
+        fit = self._fit_loop("clip_gradients")
+        fit.optimization.clip(
+            next((each.optimizer for each in fit.optimization.task_optimizers if each is optimizer), optimizer),
+            clipping,
+        )
+
+    def print(self, *values: object, sep: str = " ") -> None:
+        """Print above the progress display, on rank 0."""
+        if self.is_global_zero:
+            self.record.reporter.message(sep.join(str(value) for value in values))
+
+    # What loops and stages call ---------------------------------------------------------------------------------------
+
+    def begin(
+        self, name: StageName, task: TaskModule, datamodule: DataModule | None, callbacks: Sequence[Callback]
+    ) -> None:
+        """A stage begins: forget the last one."""
+        self.fabric.launch()
+        self.parts = Parts()
+        self.active_callbacks = list(callbacks)
+        self.state = TrainerState("running", name)
+        self.interrupt_requested = False
+        if name == "fit":
+            self.should_stop, self.stop_reason = False, ""
+            self._requests.clear()
+            self.progress = Progress()
+
+    def succeeded(self) -> None:
+        """A stage ended well."""
+        stopped = self.state.stage == "fit" and self.should_stop
+        if self.state.stage == "fit" and not self.stop_reason and self.parts.limits is not None:
+            self.stop_reason = "should_stop was set" if stopped else self.parts.limits.reason(self.progress)
+        self.state.status = "stopped" if stopped else "finished"
+        self.record.end()
+
+    def failed(self, error: BaseException) -> None:
+        """A stage ended badly; after Ctrl-C the weights are whole, so they are saved."""
+        if isinstance(error, KeyboardInterrupt) and self.parts.saver is not None:
+            self.stop_reason = "Ctrl-C"
+            self.parts.saver.at_end()
+        self.record.end()
+
+    @contextmanager
+    def staged(self, name: StageName) -> Generator[None, None, None]:
+        """Be in another stage for the length of a `with` block."""
+        before, self.state.stage = self.state.stage, name
+        try:
+            yield
+        finally:
+            self.state.stage = before
+
+    def take_requests(self) -> set[Request]:
+        """Return what was asked for, once.
+
+        Raises:
+            KeyboardInterrupt: the user pressed Ctrl-C; this is the moment between two steps that it waited for.
+        """
+        if self.interrupt_requested:
+            raise KeyboardInterrupt
+        taken, self._requests = self._requests, set()
+        return taken
+
+    def request_interrupt(self) -> None:
+        """Ctrl-C was pressed while a batch was being trained on."""
+        self.interrupt_requested = True
+        self._wake()
+
+    @property
+    def in_training_batch(self) -> bool:
+        """Whether weights or gradients may be half changed now."""
+        return self.state.stage == "fit" and self.parts.fit is not None and self.parts.fit.running
+
+    def make_keepers(self, folder: str) -> list[CheckpointKeeper]:
+        """Make the keepers of a fit from the Trainer's policies and those that callbacks bring."""
+        brought = [policy for callback in self.active_callbacks for policy in callback.checkpoint_policies()]
+        policies = [*self.settings.policies, *brought]
+        if self.run_folder is not None:
+            self.parts.keepers = keepers_of(self.run_folder / folder, policies, self.run_id)
+        return self.parts.keepers
+
+    def _wake(self) -> None:
+        if self.parts.fit is not None:
+            self.parts.fit.wake()

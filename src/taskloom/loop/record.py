@@ -1,0 +1,133 @@
+"""What a run leaves behind and shows: its folder, its loggers, the lines at its start and at its end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskloom.checkpoint import CheckpointReader
+from taskloom.core.hooks import overridden
+from taskloom.core.task import TaskModule
+from taskloom.loggers.group import LoggerGroup
+from taskloom.loop.folder import make_run_folder, run_folder_of
+from taskloom.loop.run import Run
+from taskloom.report import ProgressReporter, batch_line, closing_lines, next_commands, start_lines
+
+if TYPE_CHECKING:
+    from taskloom.trainer import Trainer
+
+
+class Record:
+    """Writes and prints for a Trainer, on rank 0.
+
+    Attributes:
+        folder: of the run, None until one is needed.
+        run_id: told apart from every other run's; checkpoints carry it.
+        config_text: YAML of the resolved configuration.
+    """
+
+    def __init__(self, trainer: Trainer, loggers: LoggerGroup, reporter: ProgressReporter, *, shows: bool) -> None:
+        self._trainer, self.loggers, self.reporter, self.shows = trainer, loggers, reporter, shows
+        self.folder: Path | None = None
+        self.run_id = secrets.token_hex(8)
+        self.config_text: str | None = None
+        self._started_at, self._first_step = 0.0, 0
+
+    def open(self, task: TaskModule, reader: CheckpointReader | None) -> None:
+        """Choose the folder of a fit, or go on in the one that a checkpoint lies in, and start the loggers."""
+        settings = self._trainer.settings
+        resumed = run_folder_of(reader.path) if reader is not None else None
+        if resumed is not None and reader is not None:
+            self.folder, self.run_id = resumed, reader.manifest.run_id
+        elif self.loggers.loggers or settings.policies:
+            self.folder, self.run_id = make_run_folder(settings.folder, type(task).__name__), secrets.token_hex(8)
+        if self.folder is None or not self._trainer.is_global_zero:
+            return
+        if self.config_text is not None:
+            _write_config(self.folder, self.config_text)
+        if reader is not None:
+            self.loggers.load_state_dict(reader.state.get("loggers", {}))
+        self.loggers.start(
+            self.folder, run_name=self.folder.name, project=settings.folder.project, resumed=resumed is not None
+        )
+
+    def begin(self, run: Run, reader: CheckpointReader | None) -> None:
+        """Log the hyper-parameters and print what was chosen."""
+        trainer = self._trainer
+        self._started_at, self._first_step = time.perf_counter(), trainer.progress.steps
+        if not trainer.is_global_zero:
+            return
+        owners = [owner for owner in (run.datamodule, run.task) if owner is not None and owner.logs_hparams]
+        merged = {name: value for owner in owners for name, value in owner.hparams_initial.items()}
+        if merged and trainer.settings.logs.hyperparameters:
+            self.loggers.log_hyperparameters(merged)
+        if not self.shows:
+            return
+        strategy, precision = trainer.strategy, trainer.precision
+        processes = f"{strategy.world_size} process{'es' if strategy.world_size > 1 else ''}"
+        lines = start_lines(
+            device=trainer.accelerator.describe(trainer.device),
+            precision=f"{precision.name}: {precision.policy}",
+            strategy=f"{strategy.name}, {processes}",
+            batch=batch_line(trainer.micro_batch_size, trainer.accumulate_grad_batches, strategy.data_parallel_size),
+            run_folder=self.folder,
+            resumed_from=reader.path if reader is not None else None,
+        )
+        self.reporter.message(lines)
+
+    def log(self, metrics: Mapping[str, float], hooks: Sequence[Callable[..., Any]]) -> None:
+        """Send flushed metrics to loggers and callbacks."""
+        if not metrics:
+            return
+        trainer, shown = self._trainer, dict(metrics)
+        if trainer.settings.logs.nan_filter:
+            shown = {name: value for name, value in metrics.items() if isfinite(value)}
+        if trainer.is_global_zero:
+            self.loggers.log_metrics(shown, step=trainer.progress.steps, epoch=trainer.progress.epochs)
+        for hook in hooks:
+            hook(metrics, trainer.progress.steps)
+
+    def end(self) -> None:
+        """Close the loggers and print where everything is and what to type next."""
+        trainer = self._trainer
+        if trainer.parts.fit is None or not trainer.is_global_zero:
+            return
+        self.loggers.finish(trainer.state.status)
+        self.reporter.close()
+        if not self.shows:
+            return
+        configured = self.config_text is not None and self.folder is not None
+        lines = closing_lines(
+            status=trainer.state.status,
+            steps=trainer.progress.steps,
+            epochs=trainer.progress.epochs,
+            seconds=time.perf_counter() - self._started_at,
+            steps_this_run=trainer.progress.steps - self._first_step,
+            reason=trainer.stop_reason,
+            metrics=trainer.metric_values,
+            run_folder=self.folder,
+            best=trainer.best_checkpoint,
+            last=trainer.last_checkpoint,
+            logs=self.loggers.locations(),
+            next_commands=next_commands(
+                config=self.folder / "config.yaml" if configured and self.folder is not None else None,
+                checkpoint=trainer.best_checkpoint or trainer.last_checkpoint,
+                resume=trainer.state.status in ("interrupted", "failed"),
+                tests=overridden(trainer.task_module, "test_step", TaskModule) is not None,
+            ),
+        )
+        self.reporter.message(lines)
+
+
+def _write_config(folder: Path, text: str) -> None:
+    """Keep the configuration of every start: a resumed run adds `config.1.yaml` and leaves the first as it is."""
+    number = len(list(folder.glob("config*.yaml")))
+    path = folder / (f"config.{number}.yaml" if number else "config.yaml")
+    partial = path.with_suffix(".writing")
+    partial.write_text(text)
+    os.replace(partial, path)
