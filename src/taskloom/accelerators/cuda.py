@@ -8,6 +8,7 @@ import torch
 
 from taskloom.accelerators.base import Accelerator
 from taskloom.accelerators.devices import parse_device_indices
+from taskloom.core.errors import explain
 
 BF16_CAPABILITY = (8, 0)
 """Compute capability with bfloat16 arithmetic (Ampere); older NVIDIA GPUs emulate it."""
@@ -44,6 +45,35 @@ class CUDAAccelerator(Accelerator):
     def parse_devices(cls, devices: int | str | Sequence[int]) -> list[int]:
         """Return indices among the visible GPUs."""
         return parse_device_indices(devices, cls.device_count(), "CUDA")
+
+    @classmethod
+    def usable_devices(cls, count: int = -1) -> list[int]:
+        """Return the first `count` GPUs (-1: all) that give this process memory, as GPUs in exclusive mode may not.
+
+        Initialises CUDA in this process.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        usable: list[int] = []
+        for index in range(cls.device_count()):
+            if len(usable) == count:
+                break
+            try:
+                torch.zeros(1, device=torch.device("cuda", index))
+            except RuntimeError:  # busy or unavailable, as the driver says; the next one may be free
+                continue
+            usable.append(index)
+        if len(usable) < count:
+            raise ValueError(
+                explain(
+                    f"{count} usable CUDA devices were asked for and {len(usable)} were found",
+                    got=usable,
+                    why="the others are held by other processes, or are broken",
+                    fix=f"devices={len(usable)}, or free the others",
+                )
+            )
+        return usable
 
     def activate(self, device: torch.device) -> None:
         """Make `device` the current GPU of this process."""

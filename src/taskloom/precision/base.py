@@ -7,6 +7,7 @@ changes the master or reduction dtype changes the result (Accelerate issue 2624,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -38,7 +39,13 @@ class DtypePolicy:
     output: torch.dtype
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {str(dtype).removeprefix('torch.')}" for name, dtype in vars(self).items())
+        usual = Counter(vars(self).values()).most_common(1)[0][0]
+        others = [f"{name} {_short(dtype)}" for name, dtype in vars(self).items() if dtype is not usual]
+        return f"all {_short(usual)}" + (f" but {', '.join(others)}" if others else "")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Precision(ABC):
@@ -138,3 +145,6 @@ class Precision(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.policy})"
