@@ -185,7 +185,7 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass; override to pass `retain_graph` or to change how gradients arise."""
-        torch.autograd.backward(loss, *args, **kwargs)
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch leaves this method untyped
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Backward pass of manual optimisation: scales, synchronises and calls the hooks as the strategy needs."""
