@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -220,6 +221,17 @@ def test_a_series_with_kills_equals_the_uninterrupted_one(
         assert table(pieces) == table(whole)
     else:
         assert other == one
+
+
+@pytest.mark.parametrize("logger", [CSVLogger(), JSONLLogger()], ids=lambda logger: logger.name)
+def test_what_is_logged_after_the_end_is_kept_and_leaves_no_file_open(logger: Logger, tmp_path: Path) -> None:
+    open_logger(logger, tmp_path).log_metrics({"x": 1.0}, step=1, epoch=0)
+    logger.finish("finished")
+    logger.log_metrics({"test/x": 2.5}, step=1, epoch=1)
+    logger.log_metrics({"test/x": 3.5}, step=1, epoch=1)
+    text = Path(logger.location).read_text()
+    assert text.index("2.5") < text.index("3.5")
+    assert not [file.path for file in psutil.Process().open_files() if str(tmp_path) in file.path]
 
 
 def test_resuming_without_a_state_keeps_what_is_there(started: Starter, tmp_path: Path) -> None:

@@ -140,6 +140,15 @@ def test_a_checkpoint_is_never_ahead_of_the_event_file(tmp_path: Path) -> None:
     logger.finish("finished")
 
 
+def test_what_is_logged_after_the_end_is_kept(tmp_path: Path) -> None:
+    logger = started(tmp_path)
+    logger.log_metrics({"loss": 1.0}, step=1, epoch=0)
+    logger.finish("finished")
+    logger.log_metrics({"test/loss": 2.0}, step=1, epoch=1)  # a writer that is left open would leak its thread
+    assert points(tmp_path, "loss") == [(1, 1.0)]
+    assert points(tmp_path, "test/loss") == [(1, 2.0)]
+
+
 def test_a_new_run_in_an_old_folder_begins_anew(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         logger = started(tmp_path)

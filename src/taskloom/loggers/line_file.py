@@ -49,8 +49,13 @@ class LineFile:
         Raises:
             OSError: it could not be written; the file then holds what it held before.
         """
-        data = line.encode()
-        file = self._opened()
+        if self._file is not None:
+            self._write(self._file, line.encode())
+            return
+        with FileIO(self.path, "a") as file:  # a line after the end of the run, such as a test's, leaves nothing open
+            self._write(file, line.encode())
+
+    def _write(self, file: FileIO, data: bytes) -> None:
         try:
             written = file.write(data)
             if written != len(data):
@@ -61,13 +66,9 @@ class LineFile:
         self._size += len(data)
         self.lines += 1
 
-    def _opened(self) -> FileIO:
-        if self._file is None:
-            self._file = FileIO(self.path, "a")
-        return self._file
-
     def rewrite(self, first: str, change: Callable[[bytes], bytes]) -> None:
         """Replace the first line, and every other by what `change` makes of it, as one atomic step."""
+        was_open = self._file is not None
         self.close()
         beside = self.path.with_name(f".{self.path.name}.new")
         with self.path.open("rb") as old, beside.open("wb") as new:
@@ -78,9 +79,11 @@ class LineFile:
             shutil.copymode(self.path, beside)
         beside.replace(self.path)
         self.open(keep=None)
+        if not was_open:
+            self.close()
 
     def close(self) -> None:
-        """Close the file; the next line opens it again."""
+        """Close the file; further lines open it for themselves."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -63,6 +63,7 @@ class TensorBoardLogger(Logger):
         self._folder: Path | None = None
         self._latest: dict[str, float] = {}
         self._latest_step: int | None = None
+        self._finished = False
 
     def start(self, folder: Path, *, run_name: str, project: str | None = None, resumed: bool = False) -> None:
         """Open an event file; after a resume it hides what the checkpoint does not know of."""
@@ -70,6 +71,7 @@ class TensorBoardLogger(Logger):
             simplefilter("ignore", DeprecationWarning)  # of the packages that tensorboard itself imports
             from torch.utils.tensorboard import SummaryWriter
 
+        self._finished = False
         self._folder = folder / self.sub_dir if self.sub_dir else folder
         if not resumed:
             self._latest, self._latest_step = {}, None
@@ -111,6 +113,8 @@ class TensorBoardLogger(Logger):
             tag = self._tag(name)
             self._latest[tag] = float(value)
             writer.add_scalar(tag, float(value), step)
+        if self._finished:
+            writer.close()  # values after the end of the run, such as a test's, leave nothing open
 
     def log_hyperparameters(self, parameters: Mapping[str, Any]) -> None:
         """Record the hyper-parameters for TensorBoard's table of runs."""
@@ -158,6 +162,7 @@ class TensorBoardLogger(Logger):
 
     def finish(self, status: str) -> None:
         """Write what is waiting and close the event file."""
+        self._finished = True
         if self._writer is not None:
             self._writer.close()
 

@@ -39,12 +39,14 @@ class Stage:
         done: batches taken, those before a resume included.
         started: when, on the reporter's clock.
         rate: batches per second, smoothed; 0 until it is known.
+        lasting: a line about it stays when it has finished.
     """
 
     title: str
     total: float
     done: int
     started: float
+    lasting: bool = True
     rate: float = 0.0
     _seen: tuple[float, int] = field(init=False)
 
@@ -97,21 +99,22 @@ class ProgressReporter(ABC):
         self._stages: list[Stage] = []
 
     @final
-    def start(self, title: str, total: float = math.inf, *, done: int = 0) -> None:
+    def start(self, title: str, total: float = math.inf, *, done: int = 0, lasting: bool = True) -> None:
         """Begin a stage; within another one when that has not finished.
 
         Args:
             title: what is shown in front, such as `epoch_title(0, 5)` or `"validate"`.
             total: batches it will take; `inf` when unknown.
             done: batches that were taken before a resume.
+            lasting: leave a line about it when it has finished; not for a sanity check, or where a table follows.
         """
         now = self._clock()
-        self._stages.append(Stage(title, total, done, now))
+        self._stages.append(Stage(title, total, done, now, lasting))
         if math.isinf(self.interval):
             return
         if math.isinf(self.next_refresh):
             self.next_refresh = now if self._draws_at_once else now + self.interval
-        if now >= self.next_refresh:
+        if self._draws_at_once and now >= self.next_refresh:
             self.refresh(now, done, {})
 
     @final

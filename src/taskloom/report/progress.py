@@ -73,9 +73,9 @@ class _SummarizingReporter(ProgressReporter):
         self._held: str | None = None
 
     def _finish(self, stages: Sequence[Stage], now: float, metrics: Metrics) -> None:
-        if len(stages) > 1:
-            return
         stage = stages[-1]
+        if len(stages) > 1 or not stage.lasting:
+            return
         seconds = now - stage.started
         parts = (f"{stage.title}  {_count(stage)} batches in {format_duration(seconds)}", format_metrics(metrics))
         line = "  ".join(part for part in parts if part)
