@@ -1,0 +1,1 @@
+"""Measures taskloom beside a bare PyTorch loop, always in the same run; `python -m benchmarks` runs them all."""
