@@ -10,13 +10,14 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskloom.callbacks import ModelSummary
 from taskloom.checkpoint import CheckpointReader
 from taskloom.core.hooks import overridden
 from taskloom.core.task import TaskModule
 from taskloom.loggers.group import LoggerGroup
 from taskloom.loop.folder import make_run_folder, run_folder_of
 from taskloom.loop.run import Run
-from taskloom.report import ProgressReporter, batch_line, closing_lines, next_commands, start_lines
+from taskloom.report import ProgressReporter, batch_line, closing_lines, next_commands, start_lines, summarize
 
 if TYPE_CHECKING:
     from taskloom.trainer import Trainer
@@ -79,6 +80,8 @@ class Record:
             resumed_from=reader.path if reader is not None else None,
         )
         self.reporter.message(lines)
+        if not any(isinstance(callback, ModelSummary) for callback in trainer.active_callbacks):
+            self.reporter.message(summarize(run.task).render())
 
     def log(self, metrics: Mapping[str, float], hooks: Sequence[Callable[..., Any]]) -> None:
         """Send flushed metrics to loggers and callbacks."""
@@ -111,17 +114,23 @@ class Record:
             reason=trainer.stop_reason,
             metrics=trainer.metric_values,
             run_folder=self.folder,
-            best=trainer.best_checkpoint,
-            last=trainer.last_checkpoint,
+            best=_near(trainer.best_checkpoint),
+            last=_near(trainer.last_checkpoint),
             logs=self.loggers.locations(),
             next_commands=next_commands(
                 config=self.folder / "config.yaml" if configured and self.folder is not None else None,
-                checkpoint=trainer.best_checkpoint or trainer.last_checkpoint,
+                checkpoint=_near(trainer.best_checkpoint or trainer.last_checkpoint),
                 resume=trainer.state.status in ("interrupted", "failed"),
                 tests=overridden(trainer.task_module, "test_step", TaskModule) is not None,
             ),
         )
         self.reporter.message(lines)
+
+
+def _near(path: Path | None) -> Path | None:
+    """Return a path as a person here would type it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path is not None and path.is_relative_to(here) else path
 
 
 def _write_config(folder: Path, text: str) -> None:
