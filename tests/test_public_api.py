@@ -6,6 +6,7 @@ import difflib
 
 import public_api
 import pytest
+
 import taskloom
 
 

@@ -25,8 +25,13 @@ def signature(function: object) -> str:
 
 
 def members(cls: type) -> Iterator[str]:
-    """The public attributes that a class defines itself, one line each."""
-    for name, value in sorted(vars(cls).items()):
+    """The public attributes of a class, one line each, without those of public base classes and of other packages."""
+    public_bases = {getattr(taskloom, name) for name in taskloom.__all__} - {cls}
+    own = [base for base in cls.__mro__ if base.__module__.split(".")[0] == cls.__module__.split(".")[0]]
+    attributes = {
+        name: value for base in reversed(own) if base not in public_bases for name, value in vars(base).items()
+    }
+    for name, value in sorted(attributes.items()):
         if name.startswith("_"):
             continue
         if isinstance(value, property):
@@ -41,7 +46,8 @@ def describe(name: str, value: object) -> Iterator[str]:
     """The lines of one public name."""
     if isinstance(value, type):
         bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
-        parameters = "" if issubclass(value, BaseException) else signature(value.__init__)
+        plain = issubclass(value, BaseException) or value.__init__ is object.__init__
+        parameters = "" if plain else signature(value.__init__)  # type: ignore[misc]
         yield f"class {name}{f'({bases})' if bases else ''} {parameters}".rstrip()
         yield from members(value)
     elif callable(value):
