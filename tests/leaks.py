@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-# pytest writes the name of the running test here.
-OWN_VARIABLES = frozenset({"PYTEST_CURRENT_TEST"})
+# pytest writes the running test's name into one; torch writes where its compiler keeps files when it first needs it.
+NOT_OURS = frozenset({"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"})
 # How long something that is ending may take to end, in seconds.
 GRACE = 5.0
 
@@ -55,7 +55,7 @@ def process_state() -> State:
         "handler of SIGTERM": signal.getsignal(signal.SIGTERM),
         "handler of SIGUSR1": signal.getsignal(signal.SIGUSR1),
         "working folder": Path.cwd(),
-        **{f"environment variable {k}": v for k, v in os.environ.items() if k not in OWN_VARIABLES},
+        **{f"environment variable {k}": v for k, v in os.environ.items() if k not in NOT_OURS},
     }
 
 
