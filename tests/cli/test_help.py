@@ -78,7 +78,7 @@ def test_help_of_a_class(run: Run, samples: Path) -> None:
     [
         (["fit", "--taks.help"], "Did you mean 'task'?"),
         (["fit", "--task.help", "sample_tasks.Clasifier"], "Did you mean 'Classifier'?"),
-        (["fit", "--max_epochs.help"], "There is no class to choose at 'max_epochs'"),
+        (["fit", "--seed.help"], "There is no class to choose at 'seed'"),
     ],
 )
 def test_help_for_what_does_not_exist(args: list[str], message: str, run: Run, samples: Path) -> None:

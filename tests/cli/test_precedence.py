@@ -116,7 +116,7 @@ def test_sources_name_file_line_variable_flag_and_default(
 ) -> None:
     config = tmp_path / "a.yaml"
     config.write_text(
-        "max_epochs: 3\ntask:\n  class_path: sample_tasks.Classifier\n  init_args:\n    hidden: 16\n"
+        "max_steps: 3\ntask:\n  class_path: sample_tasks.Classifier\n  init_args:\n    hidden: 16\n"
         "callbacks:\n  - class_path: sample_tasks.Stopper\n    init_args: {monitor: a}\n"
     )
     monkeypatch.setenv("TASKLOOM_SEED", "7")
@@ -125,7 +125,7 @@ def test_sources_name_file_line_variable_flag_and_default(
     for line in outcome.out.splitlines():
         value, _, source = line.partition("  # ")
         found[value.strip()] = source
-    assert found["max_epochs: 3"] == f"{config}:1"
+    assert found["max_steps: 3"] == f"{config}:1"
     assert found["class_path: sample_tasks.Classifier"] == f"{config}:3"
     assert found["hidden: 16"] == f"{config}:5"
     assert found["monitor: a"] == f"{config}:8"

@@ -103,6 +103,14 @@ def test_optimizer_and_scheduler_reach_a_task_without_its_own(calls: Calls) -> N
     assert scheduler.step_size == 7
 
 
+@pytest.mark.holds("CL-03")
+def test_optimizer_made_by_a_function(calls: Calls) -> None:
+    cli = TaskCLI(Line, args=["--optimizer", "adamw_fused", "--optimizer.lr", "0.25"], run=False)
+    made = cli.task.configure_optimizers()
+    made = made["optimizer"] if isinstance(made, dict) else made
+    assert (type(made), made.defaults["lr"], made.defaults["fused"]) == (torch.optim.AdamW, 0.25, True)
+
+
 @pytest.mark.holds("CL-05")
 def test_run_false_builds_and_stops(calls: Calls) -> None:
     cli = TaskCLI(

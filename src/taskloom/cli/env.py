@@ -44,8 +44,8 @@ def _versions() -> Iterator[tuple[str, str]]:
         return
     yield "torch", torch.__version__
     yield "CUDA of torch", torch.version.cuda or "built without"
-    if torch.backends.cudnn.is_available():
-        yield "cuDNN", str(torch.backends.cudnn.version())
+    if torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
+        yield "cuDNN", str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
 
 
 def _devices() -> Iterator[tuple[str, str]]:

@@ -106,6 +106,9 @@ class Explainer:
 
     def unknown(self, node: Node, key: str, name: str, known: Collection[str], what: str) -> None:
         """Report a key that does not exist."""
+        node = Node(
+            node.value, node.source.removesuffix(WITHOUT_VALUE)
+        )  # what is wrong is the key, not a lack of value
         hint = nearest(name, known)
         listed = f"the keys here are {', '.join(known)}" if not hint and 0 < len(known) <= 12 else ""
         why = listed or ("" if hint or known else "there are no keys here")

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 
 from jsonargparse import ArgumentParser
 
 from taskloom.cli.command_line import CommandLine
-from taskloom.cli.layers import config_files, environment_layers, file_layers, merge
-from taskloom.cli.locate import ClassNotFoundError, import_path, locate, subclasses
-from taskloom.cli.root import Root
-from taskloom.cli.schema import add_class, branches, built_class, item_type
+from taskloom.cli.layers import PREFIX, config_files, environment_layers, file_layers, merge
+from taskloom.cli.locate import ClassNotFoundError, Maker, import_path, locate, subclasses
+from taskloom.cli.root import Root, add_meta_arguments
+from taskloom.cli.schema import add_class, branches, built_class, hide_class_help, item_type
 from taskloom.cli.tree import Node
 from taskloom.core.errors import ABSENT, ConfigError, explain, nearest
+from taskloom.trainer import Trainer
+
+_EPILOG = (
+    "Every key may stand in a configuration file, in an environment variable "
+    f"({PREFIX}MAX_EPOCHS, {PREFIX}TASK__LR), or on the command line. "
+    "Defaults < files in order < environment < flags. "
+    "A list grows with --callbacks+ CLASS and shrinks with --callbacks- CLASS; ${key} takes the value of another key. "
+    "--KEY.help CLASS describes the parameters of a class: --task.help my_task.MyTask, --optimizer.help adamw."
+)
 
 
 def print_help(
@@ -43,7 +53,35 @@ def print_help(
         for kind in [root.kind_at(tree, key)]
         if kind is not None
     }
-    root.parser(prog, description=description, shown=shown).print_help()
+    _stage_parser(root, prog, description, {**root.fixed, **shown}).print_help()
+
+
+def _stage_parser(root: Root, prog: str, description: str, shown: Mapping[str, Maker]) -> ArgumentParser:
+    """Return a parser that is only good for its help: what people look for first comes first, and once."""
+    parser = ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [--config FILE] [--KEY VALUE ...]",
+        description=description,
+        epilog=_EPILOG,
+        exit_on_error=False,
+        print_config=None,
+    )
+    add_meta_arguments(parser.add_argument_group("Configuration"))
+    group = parser.add_argument_group("Task and data")
+    for key, base in (("task", root.task), ("data", root.data)):
+        if base is not None and key not in shown:
+            text = f"Import path of a {base.__name__}; its parameters follow as --{key}.NAME."
+            group.add_argument(f"--{key}", default=SUPPRESS, metavar="CLASS", help=text)
+    for key, kind in shown.items():
+        add_class(parser, kind, key, lenient=True)
+    group = parser.add_argument_group("Optimizer and schedule, for a task without configure_optimizers")
+    for key, names in root.names.items():
+        text = f"{', '.join(sorted(names))}, or an import path; its parameters follow as --{key}.NAME."
+        group.add_argument(f"--{key}", default=SUPPRESS, metavar="NAME", help=text)
+    root.add_run_arguments(parser.add_argument_group("Run"))
+    parser.add_class_arguments(Trainer, None)
+    hide_class_help(parser)
+    return parser
 
 
 def _class_help(root: Root, line: CommandLine, tree: Node, prog: str) -> None:

@@ -6,15 +6,16 @@ authority on types, defaults, help and instantiation; the table of parameters be
 
 from __future__ import annotations
 
+from argparse import SUPPRESS
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from jsonargparse._core import ArgumentGroup
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from taskloom.cli.layers import PREFIX
 from taskloom.cli.locate import ClassNotFoundError, Maker, import_path, locate
 from taskloom.cli.schema import UNTYPED, Parameter, add_class, branches, built_class, is_options, item_type, parameters
 from taskloom.cli.tree import CLASS_PATH, Node, class_arguments, class_name, find, node_of, split_key
@@ -25,12 +26,6 @@ from taskloom.optim.registry import OPTIMIZERS, SCHEDULERS
 from taskloom.resolve import REGISTRIES
 from taskloom.trainer import Trainer
 
-_EPILOG = (
-    "Every key may stand in a configuration file, in an environment variable "
-    f"({PREFIX}MAX_EPOCHS, {PREFIX}TASK__LR), or on the command line. "
-    "Defaults < files in order < environment < flags. "
-    "A list grows with --callbacks+ CLASS and shrinks with --callbacks- CLASS; ${key} takes the value of another key."
-)
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
@@ -75,72 +70,46 @@ class Root:
             found["data"] = self.data
         return found
 
-    def parser(
-        self, prog: str, *, require_task: bool = True, description: str = "", shown: Mapping[str, Maker] | None = None
-    ) -> ArgumentParser:
-        """Build the parser.
+    def parser(self, prog: str, *, require_task: bool = True) -> ArgumentParser:
+        """Build the parser that judges configurations.
 
         Args:
-            prog: shown in the usage line.
+            prog: the program's name.
             require_task: refuse a configuration without a task.
-            description: shown below it.
-            shown: classes whose own parameters the help lists in place of "some subclass".
+
+        Raises:
+            ValueError: a fixed class has a required parameter without a type.
         """
-        parser = ArgumentParser(
-            prog=prog,
-            usage=f"{prog} [--config FILE] [--KEY VALUE ...]",
-            description=description or None,
-            epilog=_EPILOG,
-            exit_on_error=False,
-            print_config=None,
+        parser = ArgumentParser(prog=prog, exit_on_error=False, print_config=None)
+        add_meta_arguments(parser)
+        parser.add_class_arguments(Trainer, None)
+        for key, base in (("task", self.task), ("data", self.data)):
+            if key in self.fixed:
+                add_class(parser, self.fixed[key], key)
+            elif base is not None:
+                parser.add_subclass_arguments(base, key, required=key == "task" and require_task)
+        for key, base, given in (("optimizer", Optimizer, "params"), ("lr_scheduler", LRScheduler, "optimizer")):
+            # not instantiated here: the task gives the first argument, when its parameters exist
+            parser.add_subclass_arguments(base, key, skip={given}, instantiate=False)
+        self.add_run_arguments(parser)
+        return parser
+
+    def add_run_arguments(self, container: ArgumentParser | ArgumentGroup) -> None:
+        """Add what belongs to one run: the checkpoint, and what a stage or a project adds."""
+        container.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            metavar="PATH",
+            help="Checkpoint to continue from or to evaluate: a path, a run's folder, `last` or `best`.",
         )
-        _add_meta_arguments(parser)
         for parameter in self.extra.values():
-            parser.add_argument(
+            container.add_argument(
                 f"--{parameter.name}",
                 type=parameter.annotation,
                 default=parameter.default,
                 help=self.extra_help.get(parameter.name),
             )
-        parser.add_class_arguments(Trainer, None)
-        fixed: dict[str, Maker] = {**self.fixed, **(shown or {})}
-        for key, base in (("task", self.task), ("data", self.data)):
-            if base is None:
-                continue
-            if key in fixed:
-                add_class(parser, fixed[key], key, lenient=shown is not None)
-            else:
-                parser.add_subclass_arguments(
-                    base,
-                    key,
-                    required=key == "task" and require_task,
-                    help=f"Import path of a {base.__name__}; its parameters follow as --{key}.NAME.",
-                    metavar="CLASS",
-                )
-        group = parser.add_argument_group("Optimizer and schedule of a task that has no configure_optimizers")
-        group.add_argument(
-            "--optimizer",
-            type=OptimizerFactory | None,
-            default=None,
-            metavar="NAME | CLASS",
-            help=f"{', '.join(sorted(OPTIMIZERS))}, or an import path; its parameters follow as --optimizer.NAME.",
-        )
-        group.add_argument(
-            "--lr_scheduler",
-            type=SchedulerFactory | None,
-            default=None,
-            metavar="NAME | CLASS",
-            help=f"{', '.join(sorted(SCHEDULERS))}, or an import path; its parameters follow as --lr_scheduler.NAME.",
-        )
-        group = parser.add_argument_group("Run")
-        group.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            metavar="PATH",
-            help="Checkpoint to continue from or to evaluate: a path, `last` or `best`.",
-        )
-        return parser
 
     def with_class_paths(self, tree: Node) -> Node:
         """Replace short names (`adamw`, or `fsdp` as the `class_path` of a strategy) by import paths."""
@@ -251,19 +220,22 @@ def _is_one_for_a_list(node: Node, annotation: Any) -> bool:
     return wanted and alone and (node.is_spec or (isinstance(node.value, str) and not node.is_null))
 
 
-def _add_meta_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
+def add_meta_arguments(container: ArgumentParser | ArgumentGroup) -> None:
+    """Add what decides where values come from."""
+    container.add_argument(
         "--config", action="config", metavar="FILE", help="Configuration file; may be repeated, later ones win."
     )
-    parser.add_argument(
+    container.add_argument(
         "--link",
+        default=SUPPRESS,
         metavar="SOURCE=TARGET",
         help="Take a value from a parameter or from an attribute of the built object: "
         "data.num_classes=task.num_classes. May be repeated.",
     )
-    parser.add_argument(
+    container.add_argument(
         "--print_config",
         nargs="?",
+        default=SUPPRESS,
         metavar="sources",
         help="Print the resulting configuration and exit; with =sources also where each value came from.",
     )

@@ -106,6 +106,13 @@ def add_class(
             action.help = SUPPRESS
 
 
+def hide_class_help(parser: ArgumentParser) -> None:
+    """Keep the `--KEY.help` of every key out of the help."""
+    for action in parser._actions:
+        if action.dest.endswith(".help"):
+            action.help = SUPPRESS
+
+
 def made_by(maker: Any) -> type | None:
     """Return the class of what a class or an annotated function makes; `None` when a function does not say."""
     if inspect.isclass(maker):

@@ -12,9 +12,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
 
 from taskloom.cli.command_line import CommandLine, read_command_line
 from taskloom.cli.commands import COMMANDS, overview
@@ -23,7 +26,7 @@ from taskloom.cli.exits import exit_cleanly
 from taskloom.cli.help import print_help
 from taskloom.cli.layers import config_files
 from taskloom.cli.links import Link
-from taskloom.cli.locate import importable
+from taskloom.cli.locate import importable, locate
 from taskloom.cli.resume import checkpoint_layer, print_changes
 from taskloom.cli.root import Root
 from taskloom.cli.schema import Parameter, parameters
@@ -225,4 +228,11 @@ class TaskCLI:
         self.trainer = Trainer(**{name: built[name] for name in parameters(Trainer)})
         self.trainer.config_text = config.saved()
         if built["optimizer"] is not None:
-            self.task.set_default_optimizer(built["optimizer"], built["lr_scheduler"])
+            self.task.set_default_optimizer(_factory(built["optimizer"]), _factory(built["lr_scheduler"]))
+
+
+def _factory(chosen: Namespace | None) -> Any:
+    """Return what makes an optimizer of parameters, or a schedule of an optimizer: a class and its other arguments."""
+    if chosen is None:
+        return None
+    return partial(locate(chosen["class_path"], []), **chosen.get("init_args", {}))
