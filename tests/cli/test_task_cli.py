@@ -309,3 +309,25 @@ def test_checkpoint_that_is_not_there(run: Run, calls: Calls, monkeypatch: pytes
     Path("lines.py").write_text(Path(__file__).read_text())
     outcome = run(["fit", "--task", "lines.Line", *OPTIMIZER])
     assert (outcome.code, outcome.err) == (1, "error: No checkpoint in nowhere verifies.\n")
+
+
+@pytest.mark.holds("CL-05", "R31")
+def test_saved_configuration_of_a_project_serves_the_general_command(calls: Calls, run: Run) -> None:
+    class Mine(TaskCLI):
+        def add_arguments(self, parser: OwnOptions) -> None:
+            parser.add_argument("--notify", type=str, default="nobody")
+
+    Path("lines.py").write_text(Path(__file__).read_text())
+    Path("step-1").mkdir()
+    first = Mine(Line, Numbers, args=["predict", "--task.slope=4", "--output=p.jsonl", *OPTIMIZER])
+    saved = (first.trainer.config_text or "").replace(__name__, "lines")
+    assert "output" not in saved
+    Path("step-1/config.yaml").write_text(saved)
+    outcome = run(["test", "--ckpt_path", "step-1"])
+    assert outcome.code == 0, outcome.err
+    assert (calls[-1][0], calls[-1][1].slope) == ("test", 4.0)
+    Mine(Line, Numbers, args=["test", "--config", "step-1/config.yaml"])
+    with pytest.raises(ConfigError, match=r"No other class can be chosen here.*the task of this command is Line"):
+        Mine(Line, Numbers, args=["fit", "--task", "lines.SteepLine"])
+    with pytest.raises(ConfigError, match=r"No other class can be chosen here"):
+        Mine(Line, Numbers, args=["fit", "--task.class_path", "lines.SteepLine"])

@@ -19,10 +19,11 @@ from taskloom.cli.explain import Explainer
 from taskloom.cli.interpolate import resolve_references
 from taskloom.cli.layers import config_files, environment_layers, file_layers, merge
 from taskloom.cli.links import Link, Links, links_of_tree, read_link
+from taskloom.cli.locate import importable_path
 from taskloom.cli.root import Root
 from taskloom.cli.semantics import check_machine, check_names, check_optimizer, check_values
 from taskloom.cli.show import as_yaml, with_sources
-from taskloom.cli.tree import Node, class_arguments, plain
+from taskloom.cli.tree import CLASS_PATH, INIT_ARGS, Node, class_arguments, class_name, plain
 from taskloom.core.errors import ConfigError, explain
 
 if TYPE_CHECKING:
@@ -66,10 +67,16 @@ class Configuration:
         return with_sources(values, self.tree) if with_origins else as_yaml(values)
 
     def saved(self) -> str:
-        """Return the YAML for the run's folder: every value, those that links took from built objects included."""
+        """Return the YAML for the run's folder: every value, those that links took from built objects included.
+
+        Classes that a project fixed are named, so that `task` can read the file as well as the project's own command.
+        """
         values = self.as_dict()
-        values.pop("ckpt_path", None)
+        for name in ("ckpt_path", *self.root.stage_options):
+            values.pop(name, None)
         self.links.add_built_values(values, self.tree)
+        for key, kind in self.root.fixed.items():
+            values[key] = {CLASS_PATH: importable_path(kind), INIT_ARGS: values[key] or {}}
         return as_yaml(values)
 
 
@@ -158,6 +165,13 @@ def explain_tree(root: Root, tree: Node, explainer: Explainer, lenient: bool = F
         parameter = root.parameters.get(key)
         if parameter is None:
             explainer.unknown(node, str(key), str(key), root.parameters, f"There is no key {str(key)!r}")
+        elif key in root.fixed and names_another(node, root.fixed[key]):
+            own = root.fixed[key].__name__
+            why = f"the {key} of this command is {own}"
+            fix = f"give its parameters (--{key}.NAME), or use `task` to choose a class"
+            explainer.report(
+                node, key, explain("No other class can be chosen here", got=class_name(node), why=why, fix=fix)
+            )
         elif key in root.fixed:
             explainer.arguments(root.fixed[key], class_arguments(node), node, key)
         elif not (node.is_null and key in ("task", "data", "optimizer", "lr_scheduler")):
@@ -170,11 +184,18 @@ def explain_tree(root: Root, tree: Node, explainer: Explainer, lenient: bool = F
         explainer.missing(Node({}, "default"), "task", "The task is not named")
 
 
+def names_another(node: Node, kind: type) -> bool:
+    """Whether a node names a class other than `kind`; modules are not compared, a script calls its own `__main__`."""
+    if not node.is_mapping:
+        return not node.is_null and class_name(node).rpartition(".")[2] != kind.__name__
+    return bool(class_name(node)) and class_name(node).rpartition(".")[2] != kind.__name__
+
+
 def _for_parser(root: Root, tree: Node) -> Node:
     """Return the tree as the parser wants it: nothing explicitly null, no `init_args` around fixed classes."""
     found = {}
     for key, node in tree.value.items():
-        if key in root.fixed and node.is_mapping:
+        if key in root.fixed and not names_another(node, root.fixed[key]):
             found[key] = Node(class_arguments(node), node.source)
         elif not (node.is_null and key in ("task", "data", "optimizer", "lr_scheduler")):
             found[key] = node

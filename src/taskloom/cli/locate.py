@@ -86,6 +86,14 @@ def import_path(kind: Maker) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def importable_path(kind: type) -> str:
+    """Return the path that imports a class in another process, also when it is defined in the script that runs."""
+    if kind.__module__ != "__main__":
+        return import_path(kind)
+    file = vars(sys.modules["__main__"]).get("__file__")
+    return f"{Path(file).stem}.{kind.__qualname__}" if file else import_path(kind)
+
+
 def _by_bare_name(name: str, bases: Sequence[type]) -> type:
     known = subclasses(bases)
     named = [kind for kind in known if kind.__name__ == name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from taskloom.cli.command_line import CommandLine
@@ -17,7 +17,9 @@ from taskloom.loop.folder import find_checkpoint
 _FILE = "config.yaml"
 
 
-def checkpoint_layer(line: CommandLine, environment: Mapping[str, str], stage: str, problems: list[str]) -> Node | None:
+def checkpoint_layer(
+    line: CommandLine, environment: Mapping[str, str], stage: str, known: Collection[str], problems: list[str]
+) -> Node | None:
     """Return the configuration beside the checkpoint that `--ckpt_path` names, if there is one.
 
     For `fit` it is used only when no configuration file is given: training goes on with what the file says, and an old
@@ -33,7 +35,9 @@ def checkpoint_layer(line: CommandLine, environment: Mapping[str, str], stage: s
     if not path.is_file():
         return None
     try:
-        return read_file(str(path))
+        saved = read_file(str(path))
+        # a project's own command may have written options that this one does not have
+        return Node({key: node for key, node in saved.value.items() if key in known}, saved.source)
     except ConfigError as error:
         problems.extend(error.problems)
         return None

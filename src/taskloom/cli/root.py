@@ -41,6 +41,7 @@ class Root:
         choose_data: whether `--data CLASS` chooses a subclass.
         extra: parameters that a stage or a project adds.
         extra_help: what they are for, by name.
+        stage_options: those of `extra` that belong to the stage and not to the configuration.
     """
 
     task: type = TaskModule
@@ -49,6 +50,7 @@ class Root:
     choose_data: bool = True
     extra: dict[str, Parameter] = field(default_factory=dict)
     extra_help: dict[str, str] = field(default_factory=dict)
+    stage_options: Collection[str] = ()
 
     def __post_init__(self) -> None:
         self.parameters: dict[str, Parameter] = {

@@ -178,7 +178,7 @@ class TaskCLI:
     def _configure(self, line: CommandLine, environment: Mapping[str, str], stage: Stage, prog: str) -> bool:
         """Read and check the configuration; return False when help or the configuration was all that was asked for."""
         root = self._root(stage)
-        saved = checkpoint_layer(line, environment, stage.name, line.problems)
+        saved = checkpoint_layer(line, environment, stage.name, root.parameters, line.problems)
         below = [node_of(self.trainer_defaults, "trainer_defaults"), *([saved] if saved else [])]
         if line.help_for is not None:
             print_help(root, line, below, environment, prog, stage.description)
@@ -199,7 +199,15 @@ class TaskCLI:
         options = {**{key: parameter for key, (parameter, _) in stage.options.items()}, **own.parameters}
         texts = {**{key: text for key, (_, text) in stage.options.items()}, **own.help}
         data = self.data_class or (DataModule if self.choose_data else None)
-        return Root(self.task_class or TaskModule, data, self.choose_task, self.choose_data, options, texts)
+        return Root(
+            task=self.task_class or TaskModule,
+            data=data,
+            choose_task=self.choose_task,
+            choose_data=self.choose_data,
+            extra=options,
+            extra_help=texts,
+            stage_options=tuple(stage.options),
+        )
 
     def _run(self, stage: Stage, run: bool) -> None:
         values = self.configuration.values
