@@ -163,7 +163,7 @@ def _from_sequence(returned: Sequence[Any]) -> tuple[list[Any], list[SchedulerCo
 def _from_dicts(dicts: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[SchedulerConfig]]:
     optimizers, schedulers = [], []
     for entry in dicts:
-        _check_keys(entry, _OPTIMIZER_KEYS, "an optimizer's dict")
+        _check_keys(entry, _OPTIMIZER_KEYS, "An optimizer's dict")
         if "optimizer" not in entry:
             raise ValueError(
                 explain("configure_optimizers returned a dict without 'optimizer'", got=sorted(entry), fix=_SHAPES)
@@ -178,7 +178,7 @@ def _from_dicts(dicts: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Sch
 def _config(scheduler: Any, monitor: str | None = None) -> SchedulerConfig:
     if not isinstance(scheduler, Mapping):
         return SchedulerConfig(scheduler, monitor=monitor)
-    _check_keys(scheduler, _CONFIG_KEYS, "a scheduler's dict")
+    _check_keys(scheduler, _CONFIG_KEYS, "A scheduler's dict")
     if "scheduler" not in scheduler:
         raise ValueError(
             explain(

@@ -42,19 +42,18 @@ class TaskOptimizer(Optimizer):
         self._toggle = toggle
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step; return what the closure returned, if there is one."""
+        """Step; return what the closure returned, if there is one; the first time if it is evaluated several times."""
         if closure is None:
             self.step_was_skipped = not self._take_step(self.optimizer, None)
             return None
-        returned: Any = None
+        returned: list[Any] = []
 
         def run() -> Any:
-            nonlocal returned
-            returned = closure()
-            return returned
+            returned.append(closure())
+            return returned[-1]
 
         self.step_was_skipped = not self._take_step(self.optimizer, run)
-        return returned
+        return returned[0] if returned else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of its parameters."""

@@ -20,6 +20,7 @@ class SkipInitialisation(TorchFunctionMode):
     ) -> Any:
         """Pass everything on but the functions of `torch.nn.init`, which return their tensor."""
         named = dict(kwargs or {})
-        if func.__module__ == "torch.nn.init":
+        # Operators reach this method too, and some are of a kind that has no module.
+        if getattr(func, "__module__", None) == "torch.nn.init":
             return named["tensor"] if "tensor" in named else args[0]
         return func(*args, **named)
