@@ -1,4 +1,4 @@
-"""What of the CUDA accelerator can be shown without a GPU: torch's answers are replaced. The last tests use a real one."""
+"""The CUDA accelerator without a GPU: torch's answers are replaced. The last tests use a real one."""
 
 from __future__ import annotations
 

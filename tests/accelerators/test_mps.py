@@ -35,7 +35,9 @@ def test_there_is_one_device(apple):
 
 @pytest.mark.holds("AC-04", "AC-12")
 def test_float64_is_refused_before_it_fails(apple):
-    with pytest.raises(ConfigError, match=r"Accelerator 'mps' does not compute in float64.*precision '64-true' needs it"):
+    with pytest.raises(
+        ConfigError, match=r"Accelerator 'mps' does not compute in float64.*precision '64-true' needs it"
+    ):
         resolve(accelerator="mps", precision="64-true")
     assert not MPSAccelerator().supports(torch.complex128)
     assert MPSAccelerator().supports(torch.float16)

@@ -112,7 +112,9 @@ def test_buffers_are_kept_in_float32():
 @pytest.mark.holds("R5")
 def test_autocasting_that_computes_in_something_else_is_noticed(monkeypatch):
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device_type: torch.float16)
-    with pytest.raises(RuntimeError, match=r"Autocasting on 'cpu' does not compute in torch\.bfloat16\. Got: torch\.float16"):
+    with pytest.raises(
+        RuntimeError, match=r"Autocasting on 'cpu' does not compute in torch\.bfloat16\. Got: torch\.float16"
+    ):
         MixedPrecision().check(nn.Linear(1, 1))
 
 
@@ -148,7 +150,7 @@ def test_outputs_are_returned_in_float32_unless_declined(dtype, compute):
     assert MixedPrecision(dtype, convert_outputs=False).policy.output is compute
 
 
-# The loss scale ------------------------------------------------------------------------------------------------------------
+# The loss scale -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.holds("PR-06", "CF-06")
@@ -239,7 +241,7 @@ def test_several_optimizers_step_under_one_scale():
 
 @pytest.mark.holds("PR-06")
 def test_a_step_is_left_out_by_the_loop():
-    """Gradients are unscaled and then cleared, as on a batch that a policy drops; the next step is right all the same."""
+    """Gradients are unscaled and then cleared, as a policy that drops a batch does; the next step is right."""
     precision, layer = overflowing(1024.0), nn.Linear(2, 1)
     optimizer, inputs = torch.optim.SGD(layer.parameters(), lr=1.0), torch.ones(1, 2)
     precision.scale(layer(inputs).sum()).backward()
@@ -295,7 +297,9 @@ def test_lbfgs_is_refused_under_a_scale_and_works_without():
         loss.backward()
         return loss
 
-    with pytest.raises(RuntimeError, match=r"LBFGS cannot train with precision '16-mixed'.*Fix: precision='bf16-mixed'"):
+    with pytest.raises(
+        RuntimeError, match=r"LBFGS cannot train with precision '16-mixed'.*Fix: precision='bf16-mixed'"
+    ):
         overflowing().step(optimizer, closure)
     assert MixedPrecision("bf16").step(optimizer, closure)
     assert closure().item() < 1e-6
@@ -316,7 +320,7 @@ def test_the_scale_survives_a_restart():
 
 @pytest.mark.holds("GR-13")
 def test_a_step_reads_the_device_once(monkeypatch):
-    """The flag of the overflow, which torch's scaler reads by itself; finding out whether it skipped costs nothing more."""
+    """The flag of the overflow, which torch's scaler reads by itself; to know whether it skipped costs no more."""
     precision, layer = overflowing(), nn.Linear(2, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3)
     train(precision, layer, optimizer, torch.ones(1, 2))

@@ -60,7 +60,12 @@ def test_a_step_is_computed_and_kept_in_the_dtype(name, dtype):
     precision = NativePrecision.from_name(name)
     module = precision.convert_module(Mixed())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    inputs = {"x": torch.randn(8, 4), "ids": torch.arange(8), "waves": torch.ones(2, dtype=torch.complex64), "text": "a"}
+    inputs = {
+        "x": torch.randn(8, 4),
+        "ids": torch.arange(8),
+        "waves": torch.ones(2, dtype=torch.complex64),
+        "text": "a",
+    }
     converted = precision.convert_input(inputs)
     assert converted["x"].dtype is dtype
     assert converted["ids"].dtype is torch.int64
@@ -113,7 +118,9 @@ def test_a_changed_parameter_is_noticed(name, dtype):
     precision = NativePrecision.from_name(name)
     module = precision.convert_module(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
     module[1].bias.data = module[1].bias.data.to(torch.float64 if dtype is not torch.float64 else torch.float32)
-    with pytest.raises(RuntimeError, match=rf"The parameter '1.bias' is not what precision '{name}' says.*instead of {dtype}"):
+    with pytest.raises(
+        RuntimeError, match=rf"The parameter '1.bias' is not what precision '{name}' says.*instead of {dtype}"
+    ):
         precision.check(module)
 
 
@@ -131,7 +138,9 @@ def test_full_precision_leaves_everything_as_it_is():
     batch = [torch.ones(2, dtype=torch.float64), {"a": torch.ones(1)}]
     assert precision.convert_input(batch) is batch
     assert precision.convert_output(batch) is batch
-    assert not (precision.wraps_forward or precision.converts_input or precision.converts_output)
+    assert not (precision.wraps_forward)
+    assert not (precision.converts_input)
+    assert not (precision.converts_output)
     assert not precision.scales_loss
     assert precision.state_dict() == {}
 
