@@ -145,6 +145,20 @@ def test_variables_reach_names_with_capitals_and_files(
     assert printed(run, "--lr_scheduler.T_max", "5")["lr_scheduler"]["init_args"]["T_max"] == 5
 
 
+@pytest.mark.holds("CF-05", "CF-06")
+def test_options_of_a_precision_by_its_name(run: Run, samples: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"{TASK}precision: 16-mixed\ngradient_clip_val: 0.5\ncheckpoint: true\n")
+    args = ("--config", str(tmp_path / "a.yaml"), "--checkpoint.monitor=val/loss")
+    values = printed(run, *args, "--precision.cache_enabled", "false", "--precision.scaler.init_scale", "8")
+    assert values["precision"]["class_path"].endswith("MixedPrecision")
+    assert values["precision"]["init_args"]["dtype"] == "16"
+    assert values["precision"]["init_args"]["cache_enabled"] is False
+    assert values["precision"]["init_args"]["scaler"]["init_scale"] == 8
+    assert values["checkpoint"]["monitor"] == "val/loss"
+    lost = run(["fit", *args, "--gradient_clip_val.norm_type", "1"])
+    assert "a.yaml:3 gives it the plain value 0.5, which an option cannot be added to" in lost.err
+
+
 @pytest.mark.holds("CL-02", "CF-05", "CF-06")
 def test_shorthand_and_typed_options(run: Run, samples: Path, tmp_path: Path) -> None:
     """A class by its path or by its bare name once imported, and records of options without a class path."""

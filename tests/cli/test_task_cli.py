@@ -127,7 +127,7 @@ def test_run_false_builds_and_stops(calls: Calls) -> None:
     assert cli.config["task"] == {"slope": 4.0, "needs": 0}
 
 
-@pytest.mark.holds("CL-05", "UT-01")
+@pytest.mark.holds("CL-05")
 def test_seed_comes_before_everything_that_is_built(calls: Calls) -> None:
     first, second = (TaskCLI(Line, Numbers, args=["--seed=3", *OPTIMIZER], run=False).task for _ in range(2))
     other = TaskCLI(Line, Numbers, args=["--seed=4", *OPTIMIZER], run=False).task

@@ -64,5 +64,7 @@ def file_layers(files: Sequence[tuple[str, str]], problems: list[str]) -> list[N
 
 def _folded(tree: Node) -> Node:
     if not tree.is_mapping:
-        return Node(tree.value, tree.source, folded=True)
-    return Node({key: _folded(item) for key, item in tree.value.items()}, tree.source, folded=True)
+        return Node(tree.value, tree.source, folded=True, partial=tree.partial)
+    return Node(
+        {key: _folded(item) for key, item in tree.value.items()}, tree.source, folded=True, partial=tree.partial
+    )

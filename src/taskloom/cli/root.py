@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from taskloom.cli.locate import ClassNotFoundError, Maker, import_path, locate
 from taskloom.cli.schema import UNTYPED, Parameter, add_class, branches, built_class, is_options, item_type, parameters
-from taskloom.cli.tree import CLASS_PATH, Node, class_arguments, class_name, find, node_of, split_key
+from taskloom.cli.tree import CLASS_PATH, INIT_ARGS, Node, class_arguments, class_name, find, node_of, split_key
 from taskloom.core.data import DataModule
 from taskloom.core.errors import ABSENT
 from taskloom.core.task import TaskModule
@@ -124,8 +124,7 @@ class Root:
         for kind, registry in REGISTRIES.items():
             node = found.get(kind)
             if node is not None and node.is_mapping and registry.canonical(class_name(node)) in registry.names():
-                path = Node(import_path(registry.load(class_name(node))), node.source)
-                found[kind] = Node({**node.value, CLASS_PATH: path}, node.source)
+                found[kind] = _with_class(node, registry.load(class_name(node)))
         for key, node in found.items():
             parameter = self.parameters.get(key)
             if parameter is not None and _is_one_for_a_list(node, parameter.annotation):
@@ -210,6 +209,16 @@ class Root:
                 item = self._spell(item, parameters(kind), tree, below)
             found[exact] = item
         return Node(found, node.source)
+
+
+def _with_class(node: Node, kind: type) -> Node:
+    """Put a class in place of its short name; a precision's name (`16-mixed`) is the dtype too."""
+    arguments = class_arguments(node)
+    dtype = class_name(node).rpartition("-")[0]
+    if "dtype" in parameters(kind) and dtype:
+        arguments.setdefault("dtype", Node(dtype, node.source))
+    named = {CLASS_PATH: Node(import_path(kind), node.source), INIT_ARGS: Node(arguments, node.source)}
+    return Node({**node.value, **named}, node.source)
 
 
 def _is_one_for_a_list(node: Node, annotation: Any) -> bool:

@@ -18,7 +18,7 @@ CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 # Ends the source of a flag that was written alone and therefore means true.
 WITHOUT_VALUE = " (without a value)"
 SPEC_KEYS = frozenset({CLASS_PATH, INIT_ARGS, "dict_kwargs"})
-_NAME = re.compile(r"^[A-Za-z_][\w.-]*$")
+_NAME = re.compile(r"^(?=[\d.-]*[A-Za-z_])(?![\d.]+[eE][-+]?\d+$)\w[\w.-]*$")
 
 
 @dataclass
@@ -29,11 +29,13 @@ class Node:
         value: a scalar, a `dict[key, Node]` or a `list[Node]`.
         source: `cfg.yaml:3`, `flag --max_epochs`, `env TASKLOOM_MAX_EPOCHS`, `link data.size`.
         folded: the key came from an environment variable, which has lost its case.
+        partial: a mapping that sets one option of something, as `--key.option` does.
     """
 
     value: Any
     source: str
     folded: bool = False
+    partial: bool = False
 
     @property
     def is_mapping(self) -> bool:
@@ -88,7 +90,7 @@ def copied(node: Node) -> Node:
 def nested(key: str, value: Node) -> Node:
     """Return the mapping that sets the dotted `key` to `value`."""
     for part in reversed(split_key(key)):
-        value = Node({part: value}, value.source, value.folded)
+        value = Node({part: value}, value.source, value.folded, partial=True)
     return value
 
 
@@ -163,6 +165,12 @@ def overlay(lower: Node | None, higher: Node, problems: list[str], key: str = ""
             lower = Node({CLASS_PATH: lower}, lower.source)
         if lower.is_mapping:
             return _overlay_mappings(lower, higher, problems, key)
+        if higher.partial and not lower.is_list and not isinstance(lower.value, bool):
+            why = f"{lower.source} gives it the plain value {lower.value!r}, which an option cannot be added to"
+            problems.append(
+                f"{higher.source}: {key}: "
+                + explain("An option is set beside a plain value", why=why, fix="write the value as an option too")
+            )
     elif isinstance(higher.value, str) and lower.is_spec and _same_class(lower, higher):
         return lower
     elif isinstance(higher.value, str) and lower.is_mapping and not lower.is_spec and _is_class_like(higher):
