@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import pty
-import re
-import select
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import pytest
+from report.terminal import Terminal, screen
 from rich.console import Console
 
 from taskloom.report import PlainReporter, ProgressReporter, RichReporter, SilentReporter, epoch_title, resolve_reporter
@@ -305,53 +299,13 @@ print("what follows")
 """
 
 
-@pytest.fixture
-def on_terminal(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """Runs the script on a pseudo-terminal of 100 columns and returns every byte it wrote there."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    primary, secondary = pty.openpty()
-
-    def run(mode: str) -> str:
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
-        process = subprocess.Popen(
-            [sys.executable, "script.py", mode], stdin=secondary, stdout=secondary, stderr=secondary, env=environment
-        )
-        written = b""
-        while True:
-            ready, _, _ = select.select([primary], [], [], 0.05)
-            if ready:
-                written += os.read(primary, 65536)
-            elif process.poll() is not None:
-                return written.decode()
-
-    yield run
-    os.close(primary)
-    os.close(secondary)
-
-
-def screen(written: str) -> list[str]:
-    """Return what a terminal shows in the end: the few control sequences that rich's live display uses, carried out."""
-    rows, row, column = [""], 0, 0
-    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
-        if part == "\r":
-            column = 0
-        elif part == "\n":
-            row += 1
-            rows += [""] * (row + 1 - len(rows))
-        elif part.startswith("\x1b["):
-            count = int(part[2:-1]) if part[2:-1].isdigit() else 1
-            if part.endswith("A"):
-                row -= count
-            elif part.endswith("K"):
-                rows[row] = ""
-        else:
-            rows[row] = rows[row][:column].ljust(column) + part + rows[row][column + len(part) :]
-            column += len(part)
-    return [text.rstrip() for text in rows if text.strip()]
+def on_terminal(mode: str) -> str:
+    with Terminal("-c", SCRIPT, mode) as terminal:
+        return terminal.read_to_end()
 
 
 @pytest.mark.holds("LG-20", "R50")
-def test_a_terminal_gets_a_bar_in_one_place_and_one_line_per_epoch(on_terminal: Callable[[str], str]) -> None:
+def test_a_terminal_gets_a_bar_in_one_place_and_one_line_per_epoch() -> None:
     written = on_terminal("quiet")
     assert written.count("batches/s") >= 2 * 20
     assert "━━━━━━━━━━━━" in written
@@ -361,7 +315,7 @@ def test_a_terminal_gets_a_bar_in_one_place_and_one_line_per_epoch(on_terminal: 
 
 
 @pytest.mark.holds("LG-20")
-def test_what_a_user_prints_stands_above_the_bar(on_terminal: Callable[[str], str]) -> None:
+def test_what_a_user_prints_stands_above_the_bar() -> None:
     shown = screen(on_terminal("prints"))
     said = ["printed by the user", "and on stderr", "a message [bold]"]
     assert shown[:3] == said
@@ -369,7 +323,7 @@ def test_what_a_user_prints_stands_above_the_bar(on_terminal: Callable[[str], st
 
 
 @pytest.mark.holds("LG-20", "R50")
-def test_an_interrupt_leaves_the_terminal_as_it_was(on_terminal: Callable[[str], str]) -> None:
+def test_an_interrupt_leaves_the_terminal_as_it_was() -> None:
     written = on_terminal("interrupted")
     assert "\x1b[?25l" not in written  # the cursor was never hidden, so not even a kill could leave it so
     shown = screen(written)
