@@ -364,7 +364,7 @@ class Fabric(Processes):
             each.optimizer for each in self._optimizers if not trained.isdisjoint(parameters_of(each.optimizer))
         ]
         key = tuple(map(id, own))
-        outer, window = self._window, self._open_windows.setdefault(key, Window(own))
+        outer, window = self._window, self._open_windows.setdefault(key, Window(own, self.strategy))
         self._window = window
         try:
             with self.no_backward_sync(model, enabled=not complete):
@@ -378,7 +378,7 @@ class Fabric(Processes):
             del self._open_windows[key]
             for optimizer in own:
                 self.strategy.unscale_gradients(optimizer)
-            window.complete(self.strategy)
+            window.complete()
 
     def no_backward_sync(self, module: FabricModule, enabled: bool = True) -> AbstractContextManager[Any]:
         """Context in which backward passes exchange no gradients between ranks, unless `enabled` is False."""

@@ -1,24 +1,17 @@
-"""Exact gradient accumulation in a hand-written loop.
-
-The gradient of a step is that of `Σ sum / Σ weight` over the micro-batches of its actual window and over all
-data-parallel ranks. The denominator is known when the window is complete. So each backward pass starts from the sum
-divided by a reference, and the complete gradient is multiplied once by the reference over `Σ weight`. The reference is
-the weight of the window's first micro-batch: any number would do, but this one keeps gradients at their usual size, so
-that fp16 does not overflow.
-"""
+"""Exact gradient accumulation in a hand-written loop; the arithmetic is that of `taskloom.strategies.window`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from taskloom.core.errors import explain
 from taskloom.core.loss import Loss
 from taskloom.strategies import Strategy
+from taskloom.strategies.window import WindowWeights
 
 
 class Window:
@@ -26,59 +19,28 @@ class Window:
 
     Args:
         optimizers: whose gradients accumulate.
+        strategy: whose ranks share the window.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], strategy: Strategy) -> None:
         self.optimizers = tuple(optimizers)
-        self._dtype = torch.float32
-        self._weight: Tensor | float = 0.0
-        self._reference: Tensor | float = 1.0
-        self._kind: type | None = None
+        self._strategy = strategy
+        self._weights = WindowWeights(strategy)
 
     def add(self, loss: Tensor | Loss) -> Tensor:
-        """Count a micro-batch and return what its backward pass starts from.
+        """Count a micro-batch, a plain mean as 1, and return what its backward pass starts from.
 
         Raises:
             TypeError: some losses of the window are `Loss` and some are plain tensors, whose weights do not compare.
         """
-        kind = Loss if isinstance(loss, Loss) else Tensor
-        if self._kind not in (None, kind):
-            raise TypeError(
-                explain(
-                    "A window holds plain tensors and Loss(sum, weight)",
-                    why="the weight of a plain mean is one micro-batch, that of a Loss what its sum covers",
-                    fix="return Loss(sum, weight) for every micro-batch, or a mean for every one",
-                )
-            )
-        first, self._kind = self._kind is None, kind
-        if not isinstance(loss, Loss):
-            self._weight += 1.0
-            return loss
-        weight = loss.weight.detach() if isinstance(loss.weight, Tensor) else float(loss.weight)
-        self._weight = self._weight + weight
-        # At least float32, and float64 for losses that are: a division of whole numbers would be rounded to float32.
-        self._dtype = torch.promote_types(loss.sum.dtype, torch.float32)
-        if first:
-            self._reference = weight.clamp(min=1) if isinstance(weight, Tensor) else max(weight, 1.0)
-        return loss.sum / self._reference
+        return self._weights.add(loss)
 
-    def complete(self, strategy: Strategy) -> None:
+    def complete(self) -> None:
         """Divide the accumulated gradients by the weight of the window. A weight of zero leaves them zero."""
-        if self._kind is None:
-            return
-        weight = self._weight
-        if strategy.data_parallel_size > 1:
-            # Gradients are averaged over ranks, so the weight has to be.
-            weight = strategy.all_reduce(torch.as_tensor(weight, dtype=self._dtype, device=strategy.device), "mean")
-        factor: Tensor | float
-        if isinstance(weight, Tensor):
-            reference = torch.as_tensor(self._reference, dtype=self._dtype, device=weight.device)
-            factor = torch.where(weight > 0, reference / weight.to(self._dtype), torch.zeros_like(reference))
-        else:
-            factor = float(self._reference) / weight if weight else 0.0
-        if isinstance(factor, Tensor) or factor != 1.0:
+        factor = self._weights.factor()
+        if factor is not None:
             for optimizer in self.optimizers:
-                strategy.scale_gradients(optimizer, factor)
+                self._strategy.scale_gradients(optimizer, factor)
 
 
 def windows(loader: Iterable[Any], batches: int) -> Iterator[tuple[Any, bool]]:
