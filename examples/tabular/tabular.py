@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryF1Score, BinaryRecall
 
 from taskloom import DataModule, Loss, TaskModule
@@ -112,9 +112,9 @@ class Tumours(TaskModule):
             nn.Dropout(dropout),
             nn.Linear(hidden, 1),
         )
-        # One metric object per loader, and one that sees all of them. The binned curve keeps its memory constant.
+        # One metric object per loader, and two that see all of them. The binned curve keeps its memory constant.
         self.val_auroc = nn.ModuleList(BinaryAUROC(thresholds=200) for _ in SLICES)
-        self.val_auroc_all = BinaryAUROC(thresholds=200)
+        self.val_auroc_all, self.val_loss_all = BinaryAUROC(thresholds=200), MeanMetric()
         self.test_metrics = MetricCollection(
             {"accuracy": BinaryAccuracy(), "recall": BinaryRecall(), "f1": BinaryF1Score(), "auroc": BinaryAUROC()},
             prefix="test/",
@@ -137,9 +137,12 @@ class Tumours(TaskModule):
         auroc = self.val_auroc[dataloader_idx]
         auroc.update(probabilities, labels.int())
         self.val_auroc_all.update(probabilities, labels.int())
+        self.val_loss_all.update(loss, weight=len(rows))
         self.log("val/auroc", auroc)  # one value per loader: val/auroc/small and val/auroc/large
-        self.log("val/auroc_all", self.val_auroc_all, add_dataloader_idx=False, prog_bar=True)
-        self.log("val/loss", loss, add_dataloader_idx=False, batch_size=len(rows))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/auroc_all", self.val_auroc_all, prog_bar=True)
+        self.log("val/loss_all", self.val_loss_all)
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
         rows, labels = batch

@@ -45,7 +45,7 @@ def test_each_loader_has_its_metric_and_all_share_one(run):
     assert small["val/auroc/small"] == pytest.approx(expected["small"], abs=0.02)  # a curve of 200 thresholds
     assert large["val/auroc/large"] == pytest.approx(expected["large"], abs=0.02)
     assert small["val/auroc_all"] == pytest.approx(roc_auc_score(malignant, probability), abs=0.02)
-    assert small["val/loss"] == pytest.approx(binary_cross_entropy(probability, malignant).item(), rel=1e-5)
+    assert small["val/loss_all"] == pytest.approx(binary_cross_entropy(probability, malignant).item(), rel=1e-5)
 
 
 @pytest.mark.holds("LG-21")
