@@ -14,7 +14,7 @@ from taskloom.accelerators.devices import parse_device_indices
 from taskloom.core.errors import ConfigError
 from taskloom.launch.environments import SingleProcess
 from taskloom.precision import LossScaling, MixedPrecision, NativePrecision
-from taskloom.resolve import REGISTRIES, names, resolve
+from taskloom.resolve import REGISTRIES, STRATEGIES, names, resolve
 from taskloom.strategies import SingleStrategy
 
 
@@ -133,7 +133,7 @@ def test_objects_are_taken_as_they_are():
 
 @pytest.mark.holds("AC-10")
 @pytest.mark.parametrize(
-    ("typed", "device"), [(1, 0), ("1", 0), ([2], 2), ("3,", 3), (" 3, ", 3), ("auto", None), (-1, None)]
+    ("typed", "device"), [(1, 0), ("1", 0), ([2], 2), ("3,", 3), (" 3, ", 3), ("auto", 0), (-1, None), (2, None)]
 )
 def test_one_device_of_several(machine, typed, device):
     machine(cuda=4)
@@ -223,6 +223,15 @@ def test_third_parties_register_through_entry_points(third_party):
     assert graph.devices == (0, 7)
 
 
+@pytest.mark.holds("AC-10")
+def test_all_devices_are_as_many_as_the_strategy_can_use(third_party, machine):
+    machine(cuda=4)
+    assert resolve(accelerator="cuda", devices="auto", strategy="single").devices == (0,)
+    assert resolve(accelerator="cuda", devices="auto").devices == (0, 1, 2, 3)
+    with pytest.raises(ConfigError, match="Strategy 'single' runs on one device"):
+        resolve(accelerator="cuda", devices=-1, strategy="single")
+
+
 def test_a_strategy_for_several_devices_is_found_and_named(third_party):
     assert resolve(accelerator="cpu", devices=2).strategy.name == "pair"
     assert resolve(accelerator="cpu", num_nodes=2).strategy.name == "pair"
@@ -236,6 +245,17 @@ def test_our_names_cannot_be_taken(third_party, monkeypatch):
     monkeypatch.setattr(module, "entry_points", lambda group: [point])
     assert names("accelerator") == ("cpu", "cuda", "mps")
     assert type(resolve(accelerator="cpu").accelerator) is CPUAccelerator
+
+
+def test_a_package_that_is_missing_matters_to_those_who_name_it():
+    broken = replace(
+        REGISTRIES["strategy"], built_in={"single": STRATEGIES["single"], "far": "taskloom.no_such_module:Strategy"}
+    )
+    registries = {**REGISTRIES, "strategy": broken}
+    with pytest.raises(ConfigError, match="install a strategy for several devices"):
+        resolve(accelerator="cpu", devices=2, strategy="single", registries=registries)
+    with pytest.raises(ConfigError, match=r"No module named 'taskloom\.no_such_module'"):
+        resolve(accelerator="cpu", strategy="far", registries=registries)
 
 
 def test_a_strategy_whose_package_is_missing_is_one_of_the_problems():

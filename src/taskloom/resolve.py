@@ -8,7 +8,7 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -153,7 +153,8 @@ def resolve(
 
     Args:
         accelerator: `auto` (the first of cuda, mps, cpu that is there), `gpu` (cuda or mps), a name, or an object.
-        devices: how many (`2`), which (`"0,3"`, `[0, 3]`), or all (`"auto"`, `-1`); on a CPU, processes.
+        devices: how many (`2`), which (`"0,3"`, `[0, 3]`), all (`-1`), or as many as the strategy can use (`"auto"`);
+            on a CPU, processes.
         num_nodes: machines.
         strategy: `auto` (single on one device), a name, or an object with its options.
         precision: a name such as `bf16-mixed`, or an object with its options.
@@ -172,8 +173,12 @@ def resolve(
     if isinstance(num_nodes, bool) or not isinstance(num_nodes, int) or num_nodes < 1:
         problems.append(explain("num_nodes is a whole number of at least 1", got=num_nodes, fix="num_nodes=1"))
         num_nodes = 1
-    several = num_nodes > 1 or (indices is not None and len(indices) > 1)
-    chosen_strategy = _strategy(strategy, several, registries["strategy"], problems)
+    offered = num_nodes > 1 or (indices is not None and len(indices) > 1)
+    # "auto" means as many as the strategy can use; a number means that many, or an error.
+    demanded = num_nodes > 1 or (offered and devices != "auto")
+    chosen_strategy = _strategy(strategy, offered, demanded, registries["strategy"], problems)
+    if indices and chosen_strategy is not None and not chosen_strategy.takes_several_devices:
+        indices = indices[:1]
     if chosen_accelerator is not None and chosen_precision is not None:
         problems.extend(_missing_dtypes(chosen_accelerator, chosen_precision))
     found = next((kind for kind in environments if kind.detect()), SingleProcess)()
@@ -207,7 +212,7 @@ def _accelerator(given: object, registry: Registry, problems: list[str]) -> Acce
             return made
     if kinds:
         first = kinds[0]
-        here = [name for name in registry.names() if registry.load(name).is_available()]
+        here = [name for name, kind in _importable(registry) if kind.is_available()]
         problems.append(
             explain(
                 f"Accelerator {given!r} is not available on this machine",
@@ -229,9 +234,9 @@ def _precision(given: object, registry: Registry, problems: list[str]) -> Precis
     return None if kind is None else _attempt(problems, kind.from_name, name)
 
 
-def _strategy(given: object, several: bool, registry: Registry, problems: list[str]) -> Strategy | None:
+def _strategy(given: object, offered: bool, demanded: bool, registry: Registry, problems: list[str]) -> Strategy | None:
     if isinstance(given, str):
-        kind = _strategy_class(given, several, registry, problems)
+        kind = _strategy_class(given, offered, demanded, registry, problems)
         if kind is None:
             return None
         made = kind()
@@ -240,7 +245,7 @@ def _strategy(given: object, several: bool, registry: Registry, problems: list[s
     else:
         problems.append(_wrong_type("strategy", given, registry))
         return None
-    if several and not made.takes_several_devices:
+    if demanded and not made.takes_several_devices:
         able = " or ".join(f"strategy={name!r}" for name in _for_several_devices(registry)) or _NONE_ABLE
         problems.append(
             explain(
@@ -255,12 +260,14 @@ def _strategy(given: object, several: bool, registry: Registry, problems: list[s
 _NONE_ABLE = "install a strategy for several devices (none is installed)"
 
 
-def _strategy_class(given: str, several: bool, registry: Registry, problems: list[str]) -> type[Strategy] | None:
+def _strategy_class(
+    given: str, offered: bool, demanded: bool, registry: Registry, problems: list[str]
+) -> type[Strategy] | None:
     if given != "auto":
         return _attempt(problems, registry.load, given)
-    if not several:
+    able = _for_several_devices(registry) if offered else []
+    if not able and not demanded:
         return _attempt(problems, registry.load, "single")
-    able = _for_several_devices(registry)
     if not able:
         problems.append(explain("More than one device was asked for", why=_NONE_ABLE, fix="devices=1, num_nodes=1"))
         return None
@@ -268,7 +275,15 @@ def _strategy_class(given: str, several: bool, registry: Registry, problems: lis
 
 
 def _for_several_devices(registry: Registry) -> list[str]:
-    return [name for name in registry.names() if registry.load(name).takes_several_devices]
+    return [name for name, kind in _importable(registry) if kind.takes_several_devices]
+
+
+def _importable(registry: Registry) -> Iterator[tuple[str, Any]]:
+    for name in registry.names():
+        try:
+            yield name, registry.load(name)
+        except ImportError:  # a package that is not installed matters to those who type the name
+            continue
 
 
 def _missing_dtypes(accelerator: Accelerator, precision: Precision) -> list[str]:

@@ -49,7 +49,7 @@ class Fabric(Processes):
 
     Args:
         accelerator: `auto`, `gpu`, `cpu`, `cuda`, `mps`, or an object.
-        devices: how many (`2`), which (`"0,3"`, `[0, 3]`), or all (`"auto"`, `-1`).
+        devices: how many (`2`), which (`"0,3"`, `[0, 3]`), all (`-1`), or as many as the strategy can use (`"auto"`).
         num_nodes: machines.
         strategy: `auto`, `single`, or an object with its options.
         precision: `32-true`, `64-true`, `bf16-true`, `16-true`, `bf16-mixed`, `16-mixed`, or an object with its
