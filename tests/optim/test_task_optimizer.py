@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from taskloom.optim import TaskOptimizer
+from taskloom.resolve import resolve
 
 
 class Steps:
@@ -142,3 +143,28 @@ def test_a_copy_is_whole(optimizer):
     again.step()
     assert again.name == "SGD"
     assert weight.item() == 0.5
+
+
+def test_optimizers_with_fewer_arguments_than_torchs_are_driven():
+    class Plain(torch.optim.SGD):
+        def step(self):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data -= group["lr"] * parameter.grad
+
+        def zero_grad(self):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    strategy = resolve(accelerator="cpu").strategy
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    optimizer = TaskOptimizer(Plain([weight], lr=0.5), "Plain", strategy.step)
+    optimizer.step()
+    assert weight.item() == 0.5
+    optimizer.zero_grad()
+    assert weight.grad is None
+    weight.grad = torch.ones(1)
+    assert resolve(accelerator="cpu", precision="bf16-mixed").precision.step(optimizer.optimizer)
+    assert weight.item() == 0.0

@@ -57,7 +57,10 @@ class TaskOptimizer(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of its parameters."""
-        self.optimizer.zero_grad(set_to_none)
+        if set_to_none:  # the default; some optimizers have no other way
+            self.optimizer.zero_grad()
+        else:
+            self.optimizer.zero_grad(set_to_none=False)
 
     def toggle_model(self, sync_grad: bool = True) -> AbstractContextManager[None]:
         """Let only this optimizer's parameters require gradients, for the length of a `with` block.

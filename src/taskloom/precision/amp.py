@@ -212,8 +212,7 @@ class MixedPrecision(Precision):
             RuntimeError: the optimizer evaluates its closure several times, which a loss scale does not allow.
         """
         if not self.scales_loss:
-            optimizer.step(closure)
-            return True
+            return super().step(optimizer, closure)
         if isinstance(optimizer, torch.optim.LBFGS):
             raise RuntimeError(  # noqa: TRY004 - not the type but the precision is wrong
                 explain(

@@ -129,7 +129,10 @@ class Precision(ABC):
 
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> bool:
         """Step the optimizer; return False where an overflow made it skip."""
-        optimizer.step(closure)
+        if closure is None:  # some optimizers take no closure
+            optimizer.step()
+        else:
+            optimizer.step(closure)
         return True
 
     def check(self, module: nn.Module) -> None:

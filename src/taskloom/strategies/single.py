@@ -183,7 +183,10 @@ class SingleStrategy(Strategy):
         """Step the optimizer."""
         if self._scales_loss:
             return self.precision.step(optimizer, closure)
-        optimizer.step(closure)
+        if closure is None:
+            optimizer.step()
+        else:
+            optimizer.step(closure)
         return True
 
     # Collectives ------------------------------------------------------------------------------------------------------
