@@ -49,8 +49,8 @@ class Attachment(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the run, else of the first parameter or buffer, else the CPU."""
-        if self._trainer is not None:
+        """The device of the run while one goes on, else of the first parameter or buffer, else the CPU."""
+        if self._trainer is not None and self._metrics is not None:
             return self._trainer.device
         tensor = next(self.parameters(), next(self.buffers(), None))
         return torch.device("cpu") if tensor is None else tensor.device
@@ -95,13 +95,13 @@ class Attachment(nn.Module):
 
     @property
     def logger(self) -> Logger | None:
-        """The first logger, or None."""
-        return self.trainer.logger
+        """The first logger, or None; None without a Trainer."""
+        return self._trainer.logger if self._trainer is not None else None
 
     @property
     def loggers(self) -> list[Logger]:
-        """All loggers."""
-        return self.trainer.loggers
+        """All loggers; none without a Trainer."""
+        return self._trainer.loggers if self._trainer is not None else []
 
     def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
         """Gather tensors of all processes along a new leading dimension, which one process does not add."""

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taskloom.core.errors import explain
-from taskloom.core.hooks import TransferHooks
+from taskloom.core.hooks import DataHooks
 from taskloom.core.hparams import HyperparametersMixin
 
+if TYPE_CHECKING:
+    from taskloom.trainer import Trainer
 
-class DataModule(TransferHooks, HyperparametersMixin):
+
+class DataModule(DataHooks, HyperparametersMixin):
     """Everything about the data in one class that can be shared between tasks.
 
     `batch_size` of a loader is always per device and per micro-batch; the line printed at the start of a run
     multiplies it out.
 
     Attributes:
-        prepare_data_per_node: call `prepare_data` once on every machine (True) or once in all.
+        trainer: the `Trainer` that uses it or did so last, else None.
     """
 
-    prepare_data_per_node: bool = True
-
-    def prepare_data(self) -> None:
-        """Download or preprocess, in one process only (per node); set no state here."""
+    trainer: Trainer | None = None
 
     def setup(self, stage: str) -> None:
         """Read and split the data, in every process; `stage` is fit, validate, test or predict."""
@@ -66,6 +66,10 @@ class DataModule(TransferHooks, HyperparametersMixin):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied or pickled data module must not drag the Trainer along, into the workers of a loader for example.
+        return {**self.__dict__, "trainer": None}
 
     @classmethod
     def from_datasets(

@@ -1,8 +1,7 @@
 """The moments a task and its data may take part in, by Lightning's names.
 
 Every hook is a method that does nothing until it is overridden; `overridden` tells which are, so that the loop can
-gather
-them once before it starts and never calls the others. The order in which they run is the docstring of
+gather them once before it starts and never calls the others. The order in which they run is the docstring of
 `taskloom.loop.fit`.
 """
 
@@ -26,7 +25,7 @@ def overridden(owner: object, name: str, base: type) -> Callable[..., Any] | Non
 
 
 class TransferHooks:
-    """How a batch reaches the device; the same for tasks and data modules."""
+    """How a batch reaches the device."""
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change a batch while it is still where the loader left it."""
@@ -41,11 +40,21 @@ class TransferHooks:
         return batch
 
 
-class TaskHooks(TransferHooks):
-    """The hooks of a `TaskModule`."""
+class DataHooks(TransferHooks):
+    """What tasks and data modules have in common: preparing data, and how a batch reaches the device.
+
+    Attributes:
+        prepare_data_per_node: call `prepare_data` once on every machine (True) or once in all.
+    """
+
+    prepare_data_per_node: bool = True
 
     def prepare_data(self) -> None:
         """Download or preprocess, in one process only (per node); set no state here."""
+
+
+class TaskHooks(DataHooks):
+    """The hooks of a `TaskModule`."""
 
     def setup(self, stage: str) -> None:
         """Build what needs the data or the process, in every process; `stage` is fit, validate, test or predict."""

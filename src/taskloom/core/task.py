@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,6 +45,7 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
         super().__init__()
         self._default_optimizer: Callable[..., Optimizer] | None = None
         self._default_lr_scheduler: Any = None
+        self._toggled: list[Tensor] = []
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -231,20 +233,21 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
         return None if not found else found[0] if len(found) == 1 else found
 
     def toggle_optimizer(self, optimizer: Any) -> None:
-        """Let only the parameters of `optimizer` require gradients, until `untoggle_optimizer`."""
+        """Let only the parameters of `optimizer` require gradients, until `untoggle_optimizer` or the next toggle."""
+        self.untoggle_optimizer(optimizer)
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        self._toggled: list[tuple[nn.Parameter, bool]] = []
-        for other in self.trainer.optimizers:
-            for group in other.param_groups:
-                for parameter in group["params"]:
-                    if id(parameter) not in own and parameter.requires_grad:
-                        self._toggled.append((parameter, True))
-                        parameter.requires_grad = False
+        others = (group["params"] for other in self.trainer.optimizers for group in other.param_groups)
+        # A parameter of several optimizers comes by several times and is switched off the first time only.
+        self._toggled = [
+            parameter.requires_grad_(False)
+            for parameter in chain.from_iterable(others)
+            if id(parameter) not in own and parameter.requires_grad
+        ]
 
     def untoggle_optimizer(self, optimizer: Any) -> None:
-        """Undo `toggle_optimizer`."""
-        for parameter, required in self._toggled:
-            parameter.requires_grad = required
+        """Undo `toggle_optimizer`: every parameter requires gradients as it did before."""
+        for parameter in self._toggled:
+            parameter.requires_grad_(True)
         self._toggled = []
 
     @contextmanager
@@ -279,13 +282,16 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
 
         Args:
             name: of the metric, such as `"train/loss"`.
-            value: a number, a 0-dim tensor or a `torchmetrics.Metric`.
+            value: a number, a 0-dim tensor, `Loss(sum, weight)` or a `torchmetrics.Metric`, which is reset after its
+                epoch.
             prog_bar: show it in the progress bar.
             logger: send it to the loggers.
-            on_step: report the latest value at each flush; by default in training steps only.
-            on_epoch: reduce over the epoch; by default everywhere but in training steps.
+            on_step: report the latest value at each flush, as `<name>_step` if `on_epoch` is set as well; by default
+                in hooks of a training batch only. In evaluation, which does not flush, the last value is reported.
+            on_epoch: reduce over the epoch, as `<name>_epoch` if `on_step` is set as well; by default everywhere but
+                in hooks of a training batch.
             reduce_fx: `"mean"` (weighted by batch size), `"sum"`, `"min"` or `"max"`.
-            enable_graph: keep the graph of the value, for a metric that is differentiated through.
+            enable_graph: accepted for Lightning's signature; what is reported is a number, so no graph is kept alive.
             sync_dist: accepted for Lightning's signature; epoch values are always exact over all processes.
             sync_dist_group: accepted for Lightning's signature.
             add_dataloader_idx: append the loader's name or number when there are several.
@@ -294,9 +300,11 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
             rank_zero_only: log on rank 0 only, without reduction over processes.
 
         Raises:
-            ValueError: the name was logged before with another reduction, or the weight of a mean cannot be read from
-                the batch.
-            TypeError: the value is neither a number, a 0-dim tensor nor a metric.
+            ValueError: the name was logged before with other options, as another kind of value or in hooks of another
+                level (batch, epoch), or the weight of a mean cannot be read from the batch.
+            TypeError: the value is none of those above.
+            RuntimeError: called in a hook from which nothing is reported, such as `on_fit_start` or
+                `on_validation_end`.
         """
         if self._metrics is None:
             self.warn_unattached("log")
@@ -304,7 +312,7 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
         self._metrics.log(
             name,
             value,
-            (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, rank_zero_only, enable_graph),
+            (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, rank_zero_only),
             batch_size,
         )
 
@@ -327,9 +335,8 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
         if self._metrics is None:
             self.warn_unattached("log_dict")
             return
-        options = (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, rank_zero_only, enable_graph)
-        for name, value in dictionary.items():
-            self._metrics.log(name, value, options, batch_size)
+        options = (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, rank_zero_only)
+        self._metrics.log_all(dictionary, options, batch_size)
 
     # Life -------------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from taskloom.loop.window import Window
 from taskloom.optim import OptimizerSetup, TaskOptimizer
 
 _NO_CONTEXT = nullcontext()
-_NORM_OPTIONS = (False, True, None, None, "mean", True, False, False)
+_NORM_OPTIONS = (False, True, None, None, "mean", True, False)
 
 
 class Optimization(ABC):
@@ -31,6 +31,7 @@ class Optimization(ABC):
 
     Attributes:
         window: the micro-batches of the step in the making.
+        completes: the batch in hand, or else the last one, is the last of its window.
         optimizers: as the user made them, or as the strategy replaced them.
         task_optimizers: what users are handed: stepping them scales, counts and calls the hooks.
     """
@@ -49,8 +50,9 @@ class Optimization(ABC):
         self.optimizers: list[Optimizer] = list(setup.optimizers)
         self.names: list[str] = list(setup.names)
         self.schedulers, self.clipping, self.debug = schedulers, clipping, debug
+        self.completes = True
         self.task_optimizers = [
-            TaskOptimizer(optimizer, name, self._stepper(name))
+            TaskOptimizer(optimizer, name, self._stepper(name), self._toggled)
             for optimizer, name in zip(self.optimizers, self.names, strict=True)
         ]
         for name in self.names:
@@ -72,13 +74,17 @@ class Optimization(ABC):
             or debug.check_gradients
             or run.strategy.precision.scales_loss
         )
+        self._can_overflow = run.strategy.precision.scales_loss
+        self._needs_closure = {
+            name: needs_closure(each) for name, each in zip(self.names, self.optimizers, strict=True)
+        }
 
     @abstractmethod
     def train_batch(self, batch: Any, batch_idx: int, last: bool) -> Any:
         """Train on one batch, `last` of its epoch or not, and return what the training step returned."""
 
     def finish_epoch(self, batch_idx: int) -> None:
-        """Step on a window that the end of an epoch left open, where the loader ended before its length said."""
+        """Step on a window that the end of an epoch left open: -1 from a hook, or a loader shorter than its length."""
 
     def backward(self, loss: Tensor, *arguments: Any, **keywords: Any) -> None:
         """Run the hooks and the backward pass."""
@@ -93,7 +99,8 @@ class Optimization(ABC):
             after()
 
     def clip(self, optimizer: Optimizer, clipping: GradientClipping) -> None:
-        """Clip the gradients of an optimizer, and log their norm where that is asked for."""
+        """Clip the gradients of an optimizer, unscaled first, and log their norm where that is asked for."""
+        self.run.strategy.unscale_gradients(optimizer)
         norm = self.run.strategy.clip_gradients(self.run.module, optimizer, clipping)
         if norm is not None and clipping.log_norm:
             name = (
@@ -105,6 +112,12 @@ class Optimization(ABC):
 
     def _stepper(self, name: str) -> Callable[[Optimizer, Callable[[], Any] | None], bool]:
         return lambda optimizer, closure: self._task_step(name, optimizer, closure)
+
+    @contextmanager
+    def _toggled(self, optimizer: Optimizer, sync_grad: bool) -> Generator[None, None, None]:
+        run = self.run
+        with run.task.toggled_optimizer(optimizer), run.strategy.backward_sync(run.module, sync_grad):
+            yield
 
     @abstractmethod
     def _task_step(self, name: str, optimizer: Optimizer, closure: Callable[[], Any] | None) -> bool:
@@ -131,10 +144,7 @@ class Optimization(ABC):
         factor = self.window.factor()
         if factor is not None:
             strategy.scale_gradients(optimizer, factor)
-        for hook in self._before_step:
-            hook(optimizer)
-        if self.debug.check_gradients and not strategy.precision.scales_loss:
-            _check_gradients(self.run.task)
+        self._show_gradients(optimizer)
         if self._own_clipping is not None:
             self._own_clipping(
                 optimizer,
@@ -144,9 +154,25 @@ class Optimization(ABC):
         elif self.clipping.active:
             self.clip(optimizer, self.clipping)
 
+    def _show_gradients(self, optimizer: Optimizer) -> None:
+        """Let hooks and the debug mode see gradients that are complete and have their true size."""
+        for hook in self._before_step:
+            hook(optimizer)
+        if self.debug.check_gradients and not self.run.strategy.precision.scales_loss:
+            _check_gradients(self.run.task)
+
     def _count(self, name: str, stepped: bool) -> None:
         if stepped:
             self.progress.optimizer_steps[name] += 1
+
+    def _end_window(self, stepped: bool) -> None:
+        """Count the step of a window, or that none was taken, and open the next."""
+        if stepped:
+            self.progress.steps += 1
+            self.schedulers.after_step()
+        else:
+            self.progress.skipped_steps += 1
+        self.window.reset()
 
 
 class AutomaticOptimization(Optimization):
@@ -157,38 +183,34 @@ class AutomaticOptimization(Optimization):
         window = self.window
         if not window.filled:
             self._zero_grad(batch_idx)
-        complete = window.filled + 1 >= window.batches or last
+        self.completes = complete = window.filled + 1 >= window.batches or last
         with _NO_CONTEXT if complete else self.run.strategy.backward_sync(self.run.module, False):
             output = self._step(batch, batch_idx)
             loss = window.add(output, batch)
             if loss is not None:
                 self.backward(loss)
         if complete:
-            self._complete(flush=window.filled >= window.batches)
+            self._complete()
         return output
 
     def finish_epoch(self, batch_idx: int) -> None:
         """See the base."""
         if self.window.filled:
-            self._complete(flush=False)
+            self._complete()
 
-    def _complete(self, flush: bool) -> None:
-        window = self.window
-        if window.steps and (flush or window.flush_last):
-            stepped = True
-            for name, optimizer in zip(self.names, self.optimizers, strict=True):
-                if self._prepares or window.batches > 1 or window.ranks > 1:
-                    self._prepare(optimizer)
-                stepped = self.run.strategy.step(optimizer)
-                self._count(name, stepped)
-            if stepped:
-                self.progress.steps += 1
-                self.schedulers.after_step()
-            else:
-                self.progress.skipped_steps += 1
-        else:
-            self.progress.skipped_steps += 1
-        window.reset()
+    def _complete(self) -> None:
+        window, optimizer = self.window, self.optimizers[0]
+        if not window.stepping:
+            self._end_window(stepped=False)
+            return
+        if self._prepares or window.batches > 1 or window.ranks > 1:
+            self._prepare(optimizer)
+        stepped = self.run.strategy.step(optimizer)
+        self._count(self.names[0], stepped)
+        if self._can_overflow:
+            self.task_optimizers[0].step_was_skipped = not stepped
+            window.stepped() if stepped else window.overflowed()
+        self._end_window(stepped)
 
     def _task_step(self, name: str, optimizer: Optimizer, closure: Callable[[], Any] | None) -> bool:
         raise RuntimeError(
@@ -209,23 +231,40 @@ class ClosureOptimization(Optimization):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._batches: list[tuple[Any, int]] = []
-        self._needs_closure = needs_closure(self.optimizers[0])
+        self._evaluated = 0
         self._output: Any = None
-        self._evaluations = 0
+        self._loss: Tensor | None = None
+        self._calls = 0
 
     def train_batch(self, batch: Any, batch_idx: int, last: bool) -> Any:
         """See the base."""
         if not self._batches:
             self._zero_grad(batch_idx)
         self._batches.append((batch, batch_idx))
-        if len(self._batches) < self.window.batches and not last:
+        full = len(self._batches) >= self.window.batches
+        self.completes = full or last
+        if not self.completes:
             with self.run.strategy.backward_sync(self.run.module, False):
-                self._evaluate(batch, batch_idx)
-            return self._output
-        self._evaluations = 0
+                self._evaluate()
+        else:
+            self._complete(batch_idx, steps=full or self.window.flush_last)
+        output, self._output = self._output, None
+        return output
+
+    def finish_epoch(self, batch_idx: int) -> None:
+        """See the base."""
+        if self._batches:
+            self._complete(batch_idx, steps=self.window.flush_last)
+            self._output = None
+
+    def _complete(self, batch_idx: int, *, steps: bool) -> None:
         before = dict(self.progress.optimizer_steps)
-        self.run.task.optimizer_step(self.progress.epochs, batch_idx, self.task_optimizers[0], self._closure)
-        if not self._evaluations:
+        self._calls = 0
+        if not steps:
+            self._closure()
+        else:
+            self.run.task.optimizer_step(self.progress.epochs, batch_idx, self.task_optimizers[0], self._closure)
+        if not self._calls:
             raise RuntimeError(
                 explain(
                     "optimizer_step did not call its closure",
@@ -234,44 +273,49 @@ class ClosureOptimization(Optimization):
                     "shall not step",
                 )
             )
-        if self.progress.optimizer_steps != before:
-            self.progress.steps += 1
-            self.schedulers.after_step()
-        else:
-            self.progress.skipped_steps += 1
         self._batches.clear()
-        self.window.reset()
-        return self._output
+        self._evaluated, self._loss = 0, None
+        self._end_window(stepped=self.progress.optimizer_steps != before)
 
     def _closure(self) -> Tensor | None:
-        self._evaluations += 1
-        if self._evaluations == 1:
-            return self._evaluate(*self._batches[-1])
-        self.window.reset()
+        self._calls += 1
+        if self._calls == 1:
+            if self._evaluated < len(self._batches):
+                self._evaluate()
+            return self._loss
         self._zero_grad(self._batches[0][1])
-        losses = [self._evaluate(batch, batch_idx) for batch, batch_idx in self._batches]
-        return losses[-1]
+        self._evaluated = 0
+        with self.window.repeating():
+            for _ in self._batches:
+                self._evaluate()
+        return self._loss
 
-    def _evaluate(self, batch: Any, batch_idx: int) -> Tensor | None:
+    def _evaluate(self) -> None:
+        """Run the next micro-batch of the window forward and backward."""
+        batch, batch_idx = self._batches[self._evaluated]
+        self._evaluated += 1
         with torch.enable_grad():
             self._output = self._step(batch, batch_idx)
             loss = self.window.add(self._output, batch)
             if loss is not None:
                 self.backward(loss)
-        return None if loss is None else loss.detach()
+        self._loss = None if loss is None else loss.detach()
 
     def _task_step(self, name: str, optimizer: Optimizer, closure: Callable[[], Any] | None) -> bool:
         def evaluate_and_prepare() -> Any:
             loss = closure() if closure is not None else None
             if self.window.steps:
                 self._prepare(optimizer)
-            return loss
+            # An optimizer that evaluates its loss itself compares it; a window without any has none.
+            return torch.zeros(()) if loss is None else loss
 
-        if self._needs_closure:
-            stepped = self.run.strategy.step(optimizer, evaluate_and_prepare)
+        if self._needs_closure[name]:
+            stepped = self.run.strategy.step(optimizer, evaluate_and_prepare) and self.window.steps
         else:
             evaluate_and_prepare()
             stepped = self.window.steps and self.run.strategy.step(optimizer)
+            if self._can_overflow and self.window.steps:
+                self.window.stepped() if stepped else self.window.overflowed()
         self._count(name, stepped)
         return stepped
 
@@ -288,20 +332,37 @@ class ManualOptimization(Optimization):
         return output
 
     def _task_step(self, name: str, optimizer: Optimizer, closure: Callable[[], Any] | None) -> bool:
-        strategy = self.run.strategy
-        if closure is not None and not needs_closure(optimizer):
-            with torch.enable_grad():
-                closure()
-            closure = None
-        if closure is None:
-            strategy.unscale_gradients(optimizer)
-            for hook in self._before_step:
-                hook(optimizer)
-        stepped = strategy.step(optimizer, closure)
+        def evaluate_and_prepare() -> Any:
+            loss = None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            self.run.strategy.unscale_gradients(optimizer)
+            self._show_gradients(optimizer)
+            return loss
+
+        if closure is not None and self._needs_closure[name]:
+            stepped = self.run.strategy.step(optimizer, evaluate_and_prepare)
+        else:
+            evaluate_and_prepare()
+            stepped = self.run.strategy.step(optimizer)
         self._count(name, stepped)
         if not stepped:
             self.progress.skipped_steps += 1
         return stepped
+
+
+class WithoutOptimizer(Optimization):
+    """Nothing learns: every batch is a step, so that bounds are reached and logged values have an x."""
+
+    def train_batch(self, batch: Any, batch_idx: int, last: bool) -> Any:
+        """See the base."""
+        output = self._step(batch, batch_idx)
+        self.progress.steps += 1
+        return output
+
+    def _task_step(self, name: str, optimizer: Optimizer, closure: Callable[[], Any] | None) -> bool:
+        raise NotImplementedError
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
@@ -318,6 +379,8 @@ def choose_optimization(run: Run, optimizers: Sequence[Optimizer]) -> type[Optim
     """
     if not run.task.automatic_optimization:
         return ManualOptimization
+    if not optimizers:
+        return WithoutOptimizer
     if len(optimizers) > 1:
         raise ValueError(
             explain(
@@ -326,7 +389,7 @@ def choose_optimization(run: Run, optimizers: Sequence[Optimizer]) -> type[Optim
                 fix="set self.automatic_optimization = False in __init__ and step them in training_step",
             )
         )
-    if optimizers and (overridden(run.task, "optimizer_step", TaskModule) or needs_closure(optimizers[0])):
+    if (overridden(run.task, "optimizer_step", TaskModule) or needs_closure(optimizers[0])):
         return ClosureOptimization
     return AutomaticOptimization
 

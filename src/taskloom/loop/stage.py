@@ -52,11 +52,13 @@ def stage(
             task,
             datamodule,
             Hooks(trainer, task, callbacks),
-            MetricStore(trainer.strategy, trainer.accelerator.synchronous),
+            MetricStore(trainer.strategy),
             trainer.record.reporter,
         )
         trainer.parts.run = run
         task.attach(trainer, run.metrics)
+        if datamodule is not None:
+            datamodule.trainer = trainer
         try:
             _set_up(run, name)
             cleanup.enter_context(_interrupts(trainer))
@@ -85,8 +87,7 @@ def _set_up(run: Run, name: StageName) -> None:
     for owner in (datamodule, task):
         if owner is None:
             continue
-        per_node = owner.prepare_data_per_node if isinstance(owner, DataModule) else True
-        if (strategy.local_rank if per_node else strategy.global_rank) == 0:
+        if (strategy.local_rank if owner.prepare_data_per_node else strategy.global_rank) == 0:
             owner.prepare_data()
     strategy.barrier("prepare_data")
     if datamodule is not None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy
 import torch
 from torch import Tensor
 
 from taskloom.core.errors import explain
 from taskloom.core.loss import Loss
 from taskloom.core.transfer import count_samples
-from taskloom.metrics.slot import Options, Slot, reduction_of
+from taskloom.metrics.slot import Options, Slot, read_together, reduction_of
 
 Level = Literal["batch", "epoch"]
 
@@ -37,46 +39,65 @@ class Scope:
 
     Attributes:
         training: whether values are reported by step unless they say otherwise.
-        suffix: appended to names when there are several loaders, such as `"/dataloader_idx_1"`.
-        slots: by the name that was logged.
+        suffix: appended to what is logged by batch when there are several loaders, such as `"/dataloader_idx_1"`.
+        slots: by the name that was logged, apart for hooks of a batch and of an epoch.
     """
 
     training: bool
     suffix: str = ""
-    slots: dict[str, Slot] = field(default_factory=dict)
+    slots: dict[Level, dict[str, Slot]] = field(default_factory=lambda: {"batch": {}, "epoch": {}})
+
+    def all_slots(self) -> list[Slot]:
+        """Return the slots of both levels."""
+        return [*self.slots["batch"].values(), *self.slots["epoch"].values()]
 
 
 class MetricStore:
     """All metrics of a run.
 
+    It takes values between `enter` and `commit` only: what is logged at another moment would be reported by nothing.
+
     Attributes:
         batch: the batch in hand, from which the weight of a mean is read when it is needed.
-        level: whether a batch or an epoch is being reported on, which decides what `on_step` and `on_epoch` default to.
         callback_metrics: the latest value of every name, for callbacks and checkpoints.
         logged_metrics: the same for what goes to loggers, under the loggers' names.
         progress_bar_metrics: the same for the progress bar.
         measured_at: the optimizer step at which each of `callback_metrics` was measured.
     """
 
-    def __init__(self, processes: Processes, synchronous: bool) -> None:
-        self._processes, self._synchronous = processes, synchronous
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
         self._scopes: dict[str, Scope] = {}
-        self._scope = Scope(training=True)
-        self._slots = self._scope.slots
+        self._level: Level = "batch"
         self.batch: Any = None
-        self.level: Level = "batch"
         self.callback_metrics: dict[str, float] = {}
         self.logged_metrics: dict[str, float] = {}
         self.progress_bar_metrics: dict[str, float] = {}
         self.measured_at: dict[str, int] = {}
+        self.leave()
 
     def enter(self, key: str, *, training: bool, suffix: str = "") -> None:
         """Let `log` fill the slots of the scope `key`, made at its first use."""
-        scope = self._scopes.get(key)
-        if scope is None:
-            scope = self._scopes[key] = Scope(training, suffix)
-        self._scope, self._slots = scope, scope.slots
+        scope = self._scopes.setdefault(key, Scope(training))
+        scope.suffix = suffix
+        self._scope: Scope | None = scope
         self.level = "batch"
+
+    def leave(self) -> None:
+        """Take no values until the next `enter`."""
+        self._scope = None
+        self._slots: dict[str, Slot] = {}
+
+    @property
+    def level(self) -> Level:
+        """Whether a batch or an epoch is reported on, which decides what `on_step` and `on_epoch` default to."""
+        return self._level
+
+    @level.setter
+    def level(self, level: Level) -> None:
+        self._level = level
+        if self._scope is not None:
+            self._slots = self._scope.slots[level]
 
     # Filling ----------------------------------------------------------------------------------------------------------
 
@@ -84,38 +105,61 @@ class MetricStore:
         """Remember a value; see `TaskModule.log`."""
         slot = self._slots.get(name)
         if slot is None:
-            slot = self._open(name, value, options)
+            slot = self._open(name, options)
         elif slot.options != options:
-            self._refuse_change(slot, options)
+            raise _changed_options(slot, options)
         if isinstance(value, Tensor):
-            if value.ndim and value.numel() != 1:
-                raise TypeError(
-                    explain(
-                        f"The metric {name!r} is not a single value",
-                        got=f"a tensor of shape {tuple(value.shape)}",
-                        fix="reduce it first, with .mean() for example",
-                    )
-                )
-            if not slot.options[7]:
-                # A tensor without a graph may be the user's own running total, changed in place later.
-                value = value.detach() if value.requires_grad else value.clone()
-            if value.ndim:
-                value = value.reshape(())
-        elif isinstance(value, Loss):
-            self._log_ratio(slot, value)
-            return
+            value = _scalar(name, value)
         elif not isinstance(value, (int, float)):
-            value = self._unusual(slot, value)
-            if value is None:
+            if isinstance(value, Loss):
+                self._log_ratio(slot, value, batch_size)
                 return
+            if _is_metric(value):
+                self._log_metric(slot, value)
+                return
+            value = _number(name, value)
         if slot.on_step:
             slot.latest, slot.fresh = value, True
-        if slot.on_epoch and slot.metric is None:
-            slot.add(value, 1.0 if slot.reduction != "mean" else self._weight(name, batch_size))
+        if slot.on_epoch:
+            if slot.ratio or slot.metric is not None:
+                raise _mixed(slot)
+            weight = 1.0 if slot.reduction != "mean" else self._weight(name, batch_size)
+            if slot.add(value, weight):
+                self._fold(self._slots.values())
 
-    def _open(self, name: str, value: Any, options: tuple[Any, ...]) -> Slot:
-        wanted = Options(*options)
-        by_step = self._scope.training and self.level == "batch"
+    def log_all(self, values: Mapping[str, Any], options: tuple[Any, ...], batch_size: Any) -> None:
+        """Remember every value of a mapping; see `TaskModule.log_dict`."""
+        torchmetrics = sys.modules.get("torchmetrics")
+        items: Iterable[tuple[str, Any]]
+        if torchmetrics is not None and isinstance(values, torchmetrics.MetricCollection):
+            # Its plain items() copies the states of metrics that share them, every time.
+            items = values.items(keep_base=False, copy_state=False)
+        else:
+            items = values.items()
+        for name, value in items:
+            self.log(name, value, options, batch_size)
+
+    def _open(self, name: str, options: tuple[Any, ...]) -> Slot:
+        scope, wanted = self._scope, Options(*options)
+        if scope is None:
+            raise RuntimeError(
+                explain(
+                    f"The metric {name!r} is logged at a moment from which nothing is reported",
+                    why="metrics are gathered from on_train_start to on_train_epoch_end, and from on_validation_start "
+                    "to on_validation_epoch_end (the same for test), and are final after that",
+                    fix="log in one of these hooks, or write to self.logger yourself",
+                )
+            )
+        other: Level = "epoch" if self._level == "batch" else "batch"
+        if name in scope.slots[other]:
+            raise ValueError(
+                explain(
+                    f"The metric {name!r} is logged both per batch and in a hook of the whole epoch",
+                    why="one name can have one value per epoch only",
+                    fix="use two names",
+                )
+            )
+        by_step = scope.training and self._level == "batch"
         on_step = by_step if wanted.on_step is None else wanted.on_step
         on_epoch = not by_step if wanted.on_epoch is None else wanted.on_epoch
         if not on_step and not on_epoch:
@@ -125,49 +169,58 @@ class MetricStore:
                     fix="leave on_step and on_epoch out, or set one of them",
                 )
             )
-        slot = self._slots[name] = Slot(name, options, reduction_of(name, wanted.reduce_fx), on_step, on_epoch)
-        return slot
-
-    def _refuse_change(self, slot: Slot, options: tuple[Any, ...]) -> None:
-        before, now = Options(*slot.options), Options(*options)
-        changed = {
-            field: (was, is_now)
-            for field, was, is_now in zip(Options._fields, before, now, strict=True)
-            if was != is_now
-        }
-        raise ValueError(
-            explain(
-                f"The metric {slot.name!r} is logged with different options",
-                got=changed,
-                why="one name can have one reduction only, so one of the two would be reported wrongly",
-                fix="use two names, or the same options everywhere",
-            )
-        )
-
-    def _log_ratio(self, slot: Slot, loss: Loss) -> None:
-        if slot.seen and not slot.ratio:
+        if on_step and self._level == "epoch":
             raise ValueError(
                 explain(
-                    f"The metric {slot.name!r} is logged as a mean and as Loss(sum, weight)", fix="use one of the two"
+                    f"The metric {name!r} is logged with on_step=True in a hook of the whole epoch",
+                    why="there is no step that it belongs to",
+                    fix="leave on_step out",
+                )
+            )
+        full_name = name + scope.suffix if self._level == "batch" and wanted.add_dataloader_idx else name
+        slot = Slot(name, full_name, options, reduction_of(name, wanted.reduce_fx), on_step, on_epoch)
+        self._slots[name] = slot
+        return slot
+
+    def _log_ratio(self, slot: Slot, loss: Loss, batch_size: Any) -> None:
+        if slot.metric is not None or (slot.seen and not slot.ratio):
+            raise _mixed(slot)
+        if slot.reduction != "mean" or batch_size is not None:
+            raise ValueError(
+                explain(
+                    f"The metric {slot.name!r} is logged as Loss(sum, weight) with another weight or reduction",
+                    got={"reduce_fx": slot.reduction, "batch_size": batch_size},
+                    why="its value over an epoch is the sum of the sums over the sum of the weights",
+                    fix="leave reduce_fx and batch_size out, or log the plain value",
                 )
             )
         slot.ratio = True
-        total = loss.sum.detach()
-        weight = loss.weight.detach() if isinstance(loss.weight, Tensor) else float(loss.weight)
+        total = _scalar(slot.name, loss.sum)
+        weight = _scalar(slot.name, loss.weight) if isinstance(loss.weight, Tensor) else float(loss.weight)
         if slot.on_step:
-            slot.latest, slot.fresh = total / weight, True
-        if slot.on_epoch:
-            slot.add(total, weight)
+            empty = not isinstance(weight, Tensor) and not weight
+            slot.latest, slot.fresh = float("nan") if empty else total / weight, True
+        if slot.on_epoch and slot.add(total, weight):
+            self._fold(self._slots.values())
 
-    def _unusual(self, slot: Slot, value: Any) -> Any:
-        """Handle what is neither a tensor nor a number: a metric object, or a scalar of another library."""
-        torchmetrics = sys.modules.get("torchmetrics")
-        if torchmetrics is not None and isinstance(value, torchmetrics.Metric):
-            slot.metric = value
-            if not slot.on_step:
-                return None
-            forward = value._forward_cache
-            if forward is None:
+    def _log_metric(self, slot: Slot, metric: Any) -> None:
+        if slot.seen or (slot.metric is not None and slot.metric is not metric):
+            raise _mixed(slot)
+        if slot.metric is None:
+            for scope in self._scopes.values():
+                shared = next((each for each in scope.all_slots() if each.metric is metric), None)
+                if shared is not None and scope is not self._scope:
+                    raise ValueError(
+                        explain(
+                            f"{type(metric).__name__}, logged as {slot.full_name!r}, is the same object that another "
+                            f"loop or loader logs as {shared.full_name!r}",
+                            why="their values would mix in its state",
+                            fix="give each a metric of its own, made with metric.clone()",
+                        )
+                    )
+            slot.metric = metric
+        if slot.on_step:
+            if metric._forward_cache is None:
                 raise ValueError(
                     explain(
                         f"The metric {slot.name!r} has no value for this step",
@@ -175,21 +228,12 @@ class MetricStore:
                         fix="call self.metric(preds, target) instead of self.metric.update(...), or pass on_step=False",
                     )
                 )
-            return forward.detach()
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise TypeError(
-                explain(
-                    f"The metric {slot.name!r} is neither a number, a single-valued tensor nor a torchmetrics.Metric",
-                    got=value,
-                )
-            ) from None
+            slot.latest, slot.fresh = _scalar(slot.name, metric._forward_cache), True
 
     def _weight(self, name: str, batch_size: Any) -> Any:
         if batch_size is not None:
-            return batch_size
-        if self.level == "epoch":
+            return batch_size.item() if isinstance(batch_size, Tensor) and batch_size.is_cpu else batch_size
+        if self._level == "epoch":
             return 1.0
         count = count_samples(self.batch)
         if count is None:
@@ -207,93 +251,84 @@ class MetricStore:
 
     def flush(self, step: int) -> dict[str, float]:
         """Read what was reported by step since the last flush, in one transfer; return what is for the loggers."""
-        fresh = [slot for slot in self._slots.values() if slot.fresh]
-        read = self._read([slot.latest for slot in fresh])
-        self._fold(self._slots.values())
+        slots = list(self._scope.slots["batch"].values()) if self._scope is not None else []
+        fresh = [slot for slot in slots if slot.fresh]
         reported: dict[str, float] = {}
-        for slot, value in zip(fresh, read, strict=True):
+        for slot, value in zip(fresh, self._fold(slots, [slot.latest for slot in fresh]), strict=True):
             slot.fresh = False
             self._publish(slot, "_step" if slot.on_epoch else "", value, step, reported)
         return reported
 
     def peek(self) -> dict[str, float]:
-        """Return what the progress bar shows now; reads fresh values only where that waits for nothing."""
-        if self._synchronous:
-            for slot in self._slots.values():
-                if slot.fresh and slot.options[0]:
-                    name = slot.name + self._scope.suffix + ("_step" if slot.on_epoch else "")
-                    self.progress_bar_metrics[name] = float(slot.latest)
+        """Return what the progress bar shows now; takes in fresh values only where that waits for nothing."""
+        if self._scope is not None:
+            for slot in self._scope.slots["batch"].values():
+                if slot.fresh and slot.options[0] and not isinstance(slot.latest, Tensor):
+                    self.progress_bar_metrics[slot.full_name + ("_step" if slot.on_epoch else "")] = float(slot.latest)
         return self.progress_bar_metrics
 
-    def commit(self, keys: list[str], step: int) -> dict[str, float]:
+    def commit(self, keys: Sequence[str], step: int) -> dict[str, float]:
         """Reduce the epoch's values of some scopes over batches and processes, publish them, and begin the next epoch.
+
+        Where nothing flushes, as in evaluation, the latest value of what is reported by step only is published too.
 
         Returns:
             Those for the loggers, by name.
         """
-        scopes = [self._scopes[key] for key in keys if key in self._scopes]
-        slots = [(scope, slot) for scope in scopes for slot in scope.slots.values() if slot.on_epoch]
-        self._fold([slot for _, slot in slots])
-        self._reduce_over_processes([slot for _, slot in slots if slot.metric is None])
+        slots = [slot for key in keys if key in self._scopes for slot in self._scopes[key].all_slots()]
+        reduced = [slot for slot in slots if slot.on_epoch and slot.metric is None]
+        by_metric = [slot for slot in slots if slot.on_epoch and slot.metric is not None and slot.metric.update_called]
+        by_step = [slot for slot in slots if slot.fresh and not slot.on_epoch]
+        values = [_computed(slot) for slot in by_metric] + [slot.latest for slot in by_step]
+        read = dict(zip([*by_metric, *by_step], self._fold(reduced, values), strict=True))
+        self._reduce_over_processes(reduced)
+        read.update({slot: slot.result() for slot in reduced if slot.seen})
         reported: dict[str, float] = {}
-        for scope, slot in slots:
+        published: set[str] = set()
+        for slot in slots:
+            if slot in read:
+                if slot.full_name in published:
+                    raise _same_name(slot)
+                published.add(slot.full_name)
+                self._publish(slot, "_epoch" if slot.on_step and slot.on_epoch else "", read[slot], step, reported)
             if slot.metric is not None:
-                if not slot.metric.update_called:
-                    continue
-                value = float(slot.metric.compute())
                 slot.metric.reset()
-            elif slot.seen:
-                value = slot.result()
-            else:
-                continue
-            self._publish(slot, "_epoch" if slot.on_step else "", value, step, reported, scope)
+            slot.fresh = False
             slot.clear()
+        self.leave()
         return reported
 
-    def forget(self, keys: list[str]) -> None:
+    def forget(self, keys: Sequence[str]) -> None:
         """Drop the values of some scopes, as after a sanity check."""
         for key in keys:
-            for slot in self._scopes.pop(key, Scope(training=False)).slots.values():
+            for slot in self._scopes.pop(key, Scope(training=False)).all_slots():
                 if slot.metric is not None:
                     slot.metric.reset()
+        self.leave()
 
-    def _publish(
-        self, slot: Slot, fork: str, value: float, step: int, reported: dict[str, float], scope: Scope | None = None
-    ) -> None:
-        suffix = (scope or self._scope).suffix if slot.options[5] else ""
-        name = slot.name + suffix
-        for each in {name, name + fork}:
+    def _publish(self, slot: Slot, fork: str, value: float, step: int, reported: dict[str, float]) -> None:
+        name, forked = slot.full_name, slot.full_name + fork
+        for each in (name, forked):
             self.callback_metrics[each] = value
             self.measured_at[each] = step
         if slot.options[1]:
-            self.logged_metrics[name + fork] = reported[name + fork] = value
+            self.logged_metrics[forked] = reported[forked] = value
         if slot.options[0]:
-            self.progress_bar_metrics[name + fork] = value
+            self.progress_bar_metrics[forked] = value
 
-    def _read(self, values: list[Any]) -> list[float]:
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        if not tensors or self._synchronous:
-            return [float(value) for value in values]
-        same = all(tensor.dtype == tensors[0].dtype for tensor in tensors)
-        read = iter(torch.stack(tensors if same else [tensor.float() for tensor in tensors]).tolist())
-        return [next(read) if isinstance(value, Tensor) else float(value) for value in values]
-
-    def _fold(self, slots: Any) -> None:
-        """Bring what the slots hold to the CPU, in one transfer, and fold it into their totals."""
-        parts = [(slot, values, weights) for slot in slots for values, weights in slot.collect()]
-        if not parts:
-            return
-        remote = [tensor for _, values, weights in parts for tensor in (values, weights) if tensor.device.type != "cpu"]
-        if remote:
-            moved = iter(torch.split(torch.cat(remote).cpu(), [len(tensor) for tensor in remote]))
-        for slot, values, weights in parts:
-            local = [next(moved) if tensor.device.type != "cpu" else tensor for tensor in (values, weights)]
-            slot.reduce(local[0].double(), local[1].double())
+    def _fold(self, slots: Iterable[Slot], values: Sequence[Any] = ()) -> list[float]:
+        """Read what slots hold on a device and fold it into their totals; return `values` read in the same transfer."""
+        parts = [(slot, *chunk) for slot in slots for chunk in slot.collect()]
+        tensors = [tensor for _, *chunk in parts for tensor in chunk]
+        read = iter(read_together(tensors + [value for value in values if isinstance(value, Tensor)]))
+        for slot, _, _ in parts:
+            slot.fold(next(read).double(), next(read).double())
+        return [float(next(read)) if isinstance(value, Tensor) else float(value) for value in values]
 
     def _reduce_over_processes(self, slots: list[Slot]) -> None:
         if self._processes.data_parallel_size == 1:
             return
-        shared = sorted((slot for slot in slots if not slot.options[6]), key=lambda slot: slot.name)
+        shared = sorted((slot for slot in slots if not slot.options[6]), key=lambda slot: slot.full_name)
         if not shared:
             return
         packed = torch.tensor([[slot.total, slot.weight, float(slot.seen)] for slot in shared], dtype=torch.float64)
@@ -308,3 +343,83 @@ class MetricStore:
             slot.total = float(combine[slot.reduction](gathered[:, number, 0]))
             slot.weight = float(gathered[:, number, 1].sum())
             slot.seen = bool(gathered[:, number, 2].any())
+
+
+def _scalar(name: str, value: Tensor) -> Any:
+    """Return a single-valued tensor as a number where reading it waits for nothing, else 0-dim, detached, where it is.
+
+    One without a graph is copied on its device: it may be a running total that changes in place until it is read.
+    """
+    if value.ndim and value.numel() != 1:
+        raise TypeError(
+            explain(
+                f"The metric {name!r} is not a single value",
+                got=f"a tensor of shape {tuple(value.shape)}",
+                fix="reduce it first, with .mean() for example",
+            )
+        )
+    if value.is_cpu:
+        return value.item()
+    value = value.detach() if value.requires_grad else value.clone()
+    return value.reshape(()) if value.ndim else value
+
+
+def _is_metric(value: Any) -> bool:
+    torchmetrics = sys.modules.get("torchmetrics")
+    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a scalar of another library as a number."""
+    if not isinstance(value, (str, bytes)):
+        with suppress(TypeError, ValueError):
+            return float(value.item() if isinstance(value, (numpy.generic, numpy.ndarray)) else value)
+    raise TypeError(
+        explain(
+            f"The metric {name!r} is neither a number, a single-valued tensor nor a torchmetrics.Metric",
+            got=value,
+            fix="log one number, or several of them by name with self.log_dict",
+        )
+    )
+
+
+def _computed(slot: Slot) -> Any:
+    value = slot.metric.compute()
+    if isinstance(value, Tensor):
+        return _scalar(slot.name, value)
+    return _number(slot.name, value)
+
+
+def _changed_options(slot: Slot, options: tuple[Any, ...]) -> ValueError:
+    before, now = Options(*slot.options), Options(*options)
+    changed = {
+        name: (was, is_now) for name, was, is_now in zip(Options._fields, before, now, strict=True) if was != is_now
+    }
+    return ValueError(
+        explain(
+            f"The metric {slot.name!r} is logged with different options",
+            got=changed,
+            why="one name can have one reduction only, so one of the two would be reported wrongly",
+            fix="use two names, or the same options everywhere",
+        )
+    )
+
+
+def _mixed(slot: Slot) -> ValueError:
+    return ValueError(
+        explain(
+            f"The metric {slot.name!r} is logged as different kinds of value",
+            why="a number, a Loss(sum, weight) and a metric object each reduce over the epoch in their own way",
+            fix="use one kind, and one metric object, for one name",
+        )
+    )
+
+
+def _same_name(slot: Slot) -> ValueError:
+    return ValueError(
+        explain(
+            f"The metric {slot.full_name!r} is logged for several loaders",
+            why="each of them would overwrite the other's value",
+            fix="leave add_dataloader_idx=False out, or put the loader's number into the name",
+        )
+    )
