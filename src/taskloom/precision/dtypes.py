@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+
+from taskloom.core.transfer import apply_to_batch
 
 
 class DefaultDtype:
@@ -32,7 +33,7 @@ def cast_floats(value: Any, dtype: torch.dtype) -> Any:
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    return cast(value) if isinstance(value, Tensor) else apply_to_collection(value, Tensor, cast)
+    return cast(value) if isinstance(value, Tensor) else apply_to_batch(value, (Tensor,), cast)
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
