@@ -12,8 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from types import FrameType
 from typing import Any
+from warnings import warn
 
-from taskloom.core.errors import explain, nearest
+from torch import nn
+
+from taskloom.core.errors import TaskloomWarning, explain, nearest
 
 
 class Hyperparameters(dict[str, Any]):
@@ -100,8 +103,20 @@ class HyperparametersMixin:
                         )
                 kept = {name: kept[name] for name in names}
         ignored = {ignore} if isinstance(ignore, str) else set(ignore)
-        merged = Hyperparameters(self._hparams or {})
-        merged.update({name: value for name, value in kept.items() if name not in ignored})
+        kept = {name: value for name, value in kept.items() if name not in ignored}
+        for name, value in kept.items():
+            if isinstance(value, nn.Module):
+                warn(
+                    explain(
+                        f"The hyper-parameter {name!r} of {type(self).__name__} is a module",
+                        why="its weights are saved with the task's, and a checkpoint refuses hyper-parameters that are "
+                        "not data",
+                        fix=f"self.save_hyperparameters(ignore=[{name!r}])",
+                    ),
+                    TaskloomWarning,
+                    stacklevel=2,
+                )
+        merged = Hyperparameters({**(self._hparams or {}), **kept})
         self._hparams = merged
         self._hparams_initial = Hyperparameters({name: _copied(value) for name, value in merged.items()})
         self._log_hparams = logger
@@ -137,6 +152,8 @@ def _as_mapping(value: Any) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
+    if isinstance(value, nn.Module):  # possibly too large for a second one
+        return value
     try:
         return copy.deepcopy(value)
     except Exception:  # an argument may refuse to be copied (a lock, an open file); the record then shares it

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Literal, Union, get_args
 
 from taskloom.core.errors import explain
@@ -127,18 +128,25 @@ class Interval:
             raise ValueError(explain("This text is not an interval", got=text, fix=_SPELLINGS))
         amount, word = float(match[1]), match[2].lower()
         if word == "%":
-            return cls(amount / 100, "run")
+            return cls(float(Decimal(match[1]) / 100), "run")
         unit = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
         if unit is None:
             raise ValueError(explain(f"An interval has no unit {match[2]!r}", got=text, fix=_SPELLINGS))
         return cls(amount * unit[1], unit[0])
 
     def __str__(self) -> str:
+        # In decimal, and never with an exponent, so that the text is read back as the same number.
+        amount = Decimal(repr(float(self.amount)))
         if self.unit == "run":
-            return f"{self.amount * 100:g}%"
+            return f"{_written(amount * 100)}%"
         word = (
             self.unit
             if self.amount != 1
             else {"epochs": "epoch", "steps": "step", "batches": "batch", "seconds": "second"}[self.unit]
         )
-        return f"{self.amount:g} {word}"
+        return f"{_written(amount)} {word}"
+
+
+def _written(amount: Decimal) -> str:
+    text = format(amount, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

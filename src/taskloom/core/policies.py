@@ -61,7 +61,7 @@ class GradientClipping:
                 )
             )
         for name in ("max_norm", "max_value", "norm_type"):
-            bound = self.max_norm if name == "max_norm" else self.max_value if name == "max_value" else self.norm_type
+            bound = vars(self)[name]
             if bound is not None and not bound > 0:
                 raise ValueError(
                     explain(
@@ -226,7 +226,7 @@ class LimitBatches:
         """Return how many batches of a loader of `length` (`inf` when unknown) a limit leaves.
 
         Raises:
-            ValueError: a part of a loader without a length was asked for.
+            ValueError: the part is of a loader without a length, or so small that it is no batch.
         """
         if limit is None:
             return length
@@ -242,7 +242,18 @@ class LimitBatches:
                     fix=f"limit_batches={{'{stage}': 100}} with a whole number of batches",
                 )
             )
-        return math.floor(length * limit) if limit else 0
+        # Rounded first, because 0.29 of 100 is 28.999999999999996 in floats.
+        batches = math.floor(round(length * limit, 6))
+        if limit and not batches:
+            raise ValueError(
+                explain(
+                    f"The limit of the {stage} loader leaves no batch of it",
+                    got=limit,
+                    why=f"the loader has {length:g}",
+                    fix=f"limit_batches={{'{stage}': 1}} with a whole number of batches",
+                )
+            )
+        return batches
 
 
 @dataclass(frozen=True)
@@ -286,12 +297,15 @@ class LogPolicy:
     hyperparameters: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or (isinstance(self.every, int) and self.every < 1):
+        if isinstance(self.every, bool) or not isinstance(self.every, (int, str)):
+            raise TypeError(
+                explain("log_every_n_steps is a whole number or a text", got=self.every, fix="pass 50, or '1%'")
+            )
+        if isinstance(self.every, int) and self.every < 1:
             raise ValueError(
                 explain("log_every_n_steps must be at least 1", got=self.every, fix="use logger=False to log nothing")
             )
-        if isinstance(self.every, str):
-            self.interval()
+        self.interval()
 
     def interval(self) -> Interval:
         """Return the interval between flushes, in steps or as a part of the run."""

@@ -13,7 +13,7 @@ _LARGEST = 2**32 - 1
 
 
 def seed_everything(
-    seed: int | None = None, *, workers: bool = True, device_specific: bool = False, rank: int = 0
+    seed: int | None = None, workers: bool = True, *, device_specific: bool = False, rank: int = 0
 ) -> int:
     """Seed Python, NumPy and torch (all devices) and return the seed that was used.
 
