@@ -65,10 +65,9 @@ class EvaluateLoop:
             hooks.of(f"on_{names.prefix}_epoch_start"),
             hooks.of(f"on_{names.prefix}_epoch_end"),
         )
-        self._batch_start, self._batch_end = (
-            hooks.of(f"on_{names.prefix}_batch_start"),
-            hooks.of(f"on_{names.prefix}_batch_end"),
-        )
+        # Lightning lets dataloader_idx be left out of a hook's signature.
+        self._batch_start = [fit_arguments(hook, 3) for hook in hooks.of(f"on_{names.prefix}_batch_start")]
+        self._batch_end = [fit_arguments(hook, 4) for hook in hooks.of(f"on_{names.prefix}_batch_end")]
         self._log_hooks = hooks.of_callbacks("on_log")
         self._model_eval = task.on_validation_model_eval if stage == "validate" else task.on_test_model_eval
         self._model_train = task.on_validation_model_train if stage == "validate" else task.on_test_model_train
@@ -89,9 +88,9 @@ class EvaluateLoop:
         guard = torch.inference_mode() if self.policy.inference_mode else torch.no_grad()
         with modes_kept(run.task), guard:
             self._model_eval()
+            self._level("epoch")
             for hook in self._start:
                 hook()
-            self._level("epoch")
             for hook in self._epoch_start:
                 hook()
             seen = [

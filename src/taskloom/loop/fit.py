@@ -148,11 +148,12 @@ class FitLoop:
         train_batch, window, reporter = optimization.train_batch, optimization.window, run.reporter
         batch_start, batch_end, tokens, clock = self._batch_start, self._batch_end, self._tokens, time.perf_counter
         started_at = progress.micro_batches
-        ended = True
+        ended, left = True, False
         for last, batch in self._batches():
             metrics.batch = batch
             batch_idx = progress.batches_in_epoch
             if batch_start and -1 in [hook(batch, batch_idx) for hook in batch_start]:
+                left = True
                 break
             output = train_batch(batch, batch_idx, last)
             progress.batches_in_epoch = batch_idx + 1
@@ -174,7 +175,7 @@ class FitLoop:
                     ended = False
                     break
         metrics.batch = None
-        if progress.micro_batches == started_at and not progress.batches_in_epoch:
+        if progress.micro_batches == started_at and not progress.batches_in_epoch and not left:
             raise ValueError(
                 explain(
                     "The training loader yielded no batch",
@@ -202,7 +203,6 @@ class FitLoop:
         run.reporter.start(
             epoch_title(progress.epochs, self.limits.epochs_shown), self.loader.length, done=progress.batches_in_epoch
         )
-        run.task.train(run.task.training)
         self._plan()
 
     def _batches(self) -> Iterator[tuple[bool, Any]]:

@@ -39,7 +39,8 @@ def predict(run: Run, loaders: Sequence[NamedLoader], policy: ValidationPolicy, 
     """
     hooks, task, reporter = run.hooks, run.task, run.reporter
     step = run.bind(fit_arguments(task.predict_step, 3 if len(loaders) > 1 else 2))
-    batch_start, batch_end = hooks.of("on_predict_batch_start"), hooks.of("on_predict_batch_end")
+    batch_start = [fit_arguments(hook, 3) for hook in hooks.of("on_predict_batch_start")]
+    batch_end = [fit_arguments(hook, 4) for hook in hooks.of("on_predict_batch_end")]
     kept: list[list[Any]] = []
     with modes_kept(task), torch.inference_mode() if policy.inference_mode else torch.no_grad():
         task.on_predict_model_eval()
