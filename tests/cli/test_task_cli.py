@@ -196,7 +196,6 @@ def test_command_line_of_the_process(
     assert "usage: train.py COMMAND" in capsys.readouterr().out
 
 
-@pytest.mark.holds("LC-30")
 def test_interrupt_exits_with_130(run: Run, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: Trainer, *args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
