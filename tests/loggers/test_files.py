@@ -119,14 +119,11 @@ def test_logging_before_the_start_is_an_error(logger: Logger) -> None:
 @pytest.mark.parametrize("logger", [CSVLogger(), JSONLLogger()], ids=lambda logger: logger.name)
 def test_a_line_that_was_cut_off_is_removed(started: Starter, logger: Logger, tmp_path: Path) -> None:
     started(logger, tmp_path).log_metrics({"x": 1.0}, step=1, epoch=0)
-    state = logger.state_dict()
     logger.finish("failed")
     path = Path(logger.location)
     whole = path.read_bytes()
     path.write_bytes(whole + b"2,0,3.")
-    again = type(logger)()
-    again.load_state_dict(state)
-    started(again, tmp_path, resumed=True)
+    started(type(logger)(), tmp_path, resumed=True)
     assert path.read_bytes() == whole
 
 

@@ -133,12 +133,16 @@ def test_stages_nest() -> None:
 
 
 def test_a_validation_does_not_slow_the_rate_of_its_epoch() -> None:
-    stage = Stage("epoch 1", 100, 0, started=0.0)
-    stage.update(1.0, 10)
-    stage.pause(50.0)
-    stage.update(52.0, 20)
-    assert stage.rate == pytest.approx(10.0)
-    assert stage.remaining == pytest.approx(8.0)
+    clock, stream = Clock(), StringIO()
+    reporter = PlainReporter(interval=1.0, stream=stream, clock=clock)
+    reporter.start("epoch 1", 100)
+    reporter.refresh(1.0, 10, {})
+    clock.now = 1.0
+    reporter.start("validate", 3)
+    clock.now = 51.0
+    reporter.finish(3, {})
+    reporter.refresh(52.0, 20, {})
+    assert lines(stream)[-1] == "epoch 1  20/100 batches  10.0 batches/s  8.0 s left"
 
 
 def test_a_resumed_epoch_does_not_count_what_it_skipped() -> None:

@@ -1,7 +1,7 @@
 """The three ways a run shows its progress: a line that redraws itself, plain lines for logs, and nothing.
 
 The redrawn line is composed here and shown through `rich.live`, which knows terminals and notebooks and lets `print`
-write above it. `rich.progress` itself would cost four times as much per refresh (1.5 ms beside a running training
+write above it. `rich.progress` itself would cost three times as much per refresh (1.5 ms beside a running training
 loop), more than the half per cent of the time that a bar may take.
 """
 
