@@ -315,7 +315,7 @@ class StdlibGPT(TaskModule):
         warmup_steps: int = 100,
         sample_prompt: str = "def ",
         sample_length: int = 400,
-        temperature: float = 0.7,
+        temperature: float = 0.8,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
