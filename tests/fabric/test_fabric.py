@@ -53,7 +53,6 @@ def test_mistakes_are_told_at_once():
         Fabric(accelerator="cpu", precision="none", strategy="some")
 
 
-@pytest.mark.holds("R18")
 def test_a_loop_takes_the_steps_of_the_bare_loop(fabric):
     batches = [(torch.randn(8, 4), torch.randn(8, 1)) for _ in range(5)]
     bare = make_model()
@@ -140,7 +139,6 @@ def test_what_cannot_be_set_up(fabric, call, error, message):
         call(fabric, model, torch.optim.SGD(model.parameters()))
 
 
-@pytest.mark.holds("R37")
 def test_groups_are_checked(fabric):
     model = make_model()
     with pytest.raises(ValueError, match="in two groups"):

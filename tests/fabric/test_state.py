@@ -41,7 +41,6 @@ class Loop:
             self.scheduler.step()
 
 
-@pytest.mark.holds("R13")
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "16-mixed"])
 def test_training_continues_bit_for_bit(tmp_path, precision):
     whole, first, second = Loop(precision), Loop(precision), Loop(precision)
@@ -109,7 +108,6 @@ def test_modules_that_were_not_set_up_are_saved_too(tmp_path):
     assert torch.equal(average[0].weight, model.get_parameter("0.weight"))
 
 
-@pytest.mark.holds("R37")
 def test_tied_weights_are_stored_once(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
@@ -187,7 +185,6 @@ def test_what_cannot_be_saved_or_loaded(tmp_path, call, error, message):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.holds("R13")
 def test_what_the_checkpoint_lacks_is_an_error(tmp_path):
     loop = Loop()
     loop.fabric.save(tmp_path / "a", {"model": loop.model, "step": 3})

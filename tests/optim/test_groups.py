@@ -22,7 +22,6 @@ def test_a_tied_parameter_has_its_first_name(module):
     assert parameter_names(module)[module.again.weight] == "1.weight"
 
 
-@pytest.mark.holds("R37")
 def test_groups_that_cover_the_module_once_are_accepted(module):
     optimizers = [
         SGD([{"params": [module[0].weight]}, {"params": [module[0].bias]}], lr=1.0),
@@ -34,21 +33,18 @@ def test_groups_that_cover_the_module_once_are_accepted(module):
         warn_unoptimized(module, optimizers)
 
 
-@pytest.mark.holds("R37")
 def test_a_parameter_in_two_optimizers_is_an_error(module):
     optimizers = [SGD(module.parameters()), torch.optim.Adam(module[1].parameters())]
     with pytest.raises(ValueError, match=r"The parameter '1\.weight' is in two groups, of SGD and of Adam"):
         check_groups(module, optimizers)
 
 
-@pytest.mark.holds("R37")
 def test_a_parameter_of_another_module_is_an_error(module):
     optimizer = SGD([*module.parameters(), nn.Parameter(torch.ones(3, 4))])
     with pytest.raises(ValueError, match=r"SGD updates a parameter of shape \(3, 4\) that is not in the module"):
         check_groups(module, [optimizer])
 
 
-@pytest.mark.holds("R37")
 def test_a_trainable_parameter_without_optimizer_is_said(module):
     optimizer = SGD(module[0].parameters())
     with pytest.warns(TaskloomWarning, match=r"2 trainable parameters are in no optimizer: 1\.weight, 1\.bias\."):

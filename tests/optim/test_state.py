@@ -63,7 +63,6 @@ def same_bits(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-@pytest.mark.holds("R13", "R37")
 @pytest.mark.parametrize("name", MAKERS)
 def test_training_continues_bit_for_bit(name):
     make = MAKERS[name]
@@ -80,7 +79,6 @@ def test_training_continues_bit_for_bit(name):
     assert same_bits(module, resumed)
 
 
-@pytest.mark.holds("R37")
 def test_reordered_groups_and_parameters_get_their_own_state():
     module = make_module()
     optimizer = MAKERS["adamw"](by_weights(module))
@@ -165,7 +163,6 @@ def test_a_rate_stays_what_the_optimizer_has_it_as(before, after):
     assert float(rate) == pytest.approx(0.3)
 
 
-@pytest.mark.holds("R37")
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
@@ -192,7 +189,6 @@ def test_other_groups_are_an_error(groups, message):
         restore_optimizer("main", other, names, state, tensors)
 
 
-@pytest.mark.holds("R13")
 def test_a_lost_tensor_is_an_error():
     module = make_module()
     optimizer = MAKERS["momentum"](module.parameters())

@@ -305,7 +305,7 @@ def test_lbfgs_is_refused_under_a_scale_and_works_without():
     assert closure().item() < 1e-6
 
 
-@pytest.mark.holds("PR-06", "R13")
+@pytest.mark.holds("PR-06")
 def test_the_scale_survives_a_restart():
     layer = nn.Linear(2, 1)
     first, optimizer = overflowing(64.0, growth_interval=3), torch.optim.SGD(layer.parameters(), lr=1e-3)

@@ -30,7 +30,6 @@ def test_more_than_one_of_anything_is_refused():
         connect(environment=Two())
 
 
-@pytest.mark.holds("R18")
 def test_nothing_stands_between_the_loop_and_the_module():
     strategy = connect()
     model = nn.Linear(2, 1)

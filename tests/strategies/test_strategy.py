@@ -125,7 +125,7 @@ def test_a_module_without_values_is_refused(strategy):
         strategy.setup_module(module)
 
 
-@pytest.mark.holds("OS-17", "R37")
+@pytest.mark.holds("OS-17")
 def test_several_optimizers_keep_their_order_and_share_no_parameter(strategy):
     module = strategy.setup_module(make_model())
     first, second = torch.optim.SGD(module[0].parameters()), torch.optim.Adam(module[3].parameters())
@@ -261,7 +261,7 @@ def test_scaling_no_gradients_is_nothing(strategy):
     strategy.scale_gradients(optimizer, torch.tensor(2.0))
 
 
-@pytest.mark.holds("GR-08", "GR-09", "R19")
+@pytest.mark.holds("GR-08", "GR-09")
 @pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, math.inf])
 @pytest.mark.parametrize("max_norm", [1e-3, 0.5, 1e6])
 def test_clipping_by_norm_is_torchs(strategy, norm_type, max_norm):
@@ -277,7 +277,6 @@ def test_clipping_by_norm_is_torchs(strategy, norm_type, max_norm):
     assert all(torch.equal(a, b) for a, b in zip(gradients(module), gradients(bare), strict=True))
 
 
-@pytest.mark.holds("R19")
 def test_the_norm_is_over_all_groups_of_one_optimizer_and_none_of_another(strategy):
     module = strategy.setup_module(make_model())
     first = torch.optim.SGD([{"params": [module[0].weight]}, {"params": [module[0].bias], "lr": 1.0}])
@@ -318,7 +317,7 @@ def test_the_norm_can_be_had_without_clipping(strategy):
     assert all(grad.unique().tolist() == [0.5] for grad in gradients(module))
 
 
-@pytest.mark.holds("GR-09", "R19")
+@pytest.mark.holds("GR-09")
 @pytest.mark.parametrize("bound", [{"max_norm": 1.0}, {"max_value": 1.0}, {}])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_norm_that_is_not_finite_stops_before_anything_changes(strategy, bound, bad):
@@ -408,7 +407,6 @@ def test_weights_come_back(strategy):
     )
 
 
-@pytest.mark.holds("R37")
 def test_tied_weights_are_told_and_stay_tied(strategy):
     source, target = strategy.setup_module(Tied()), strategy.setup_module(Tied())
     assert strategy.aliases(source) == {"decoder.weight": "encoder.weight"}
@@ -419,7 +417,6 @@ def test_tied_weights_are_told_and_stay_tied(strategy):
     assert torch.equal(target.decoder.weight, source.encoder.weight)
 
 
-@pytest.mark.holds("R37")
 def test_what_does_not_fit_is_an_error(strategy):
     module = strategy.setup_module(make_model())
     tensors = taken(strategy, module)
@@ -434,7 +431,6 @@ def test_what_does_not_fit_is_an_error(strategy):
         strategy.load_model(module, [("0.weight", torch.ones(4, 4))], strict=False)
 
 
-@pytest.mark.holds("R37")
 def test_state_that_is_no_tensor_is_an_error_and_not_lost(strategy):
     class Counting(nn.Linear):
         def get_extra_state(self):
@@ -464,7 +460,7 @@ def test_extra_state_that_is_a_tensor_comes_back(strategy):
     assert target.calls == 3
 
 
-@pytest.mark.holds("R13", "R37", "OS-17")
+@pytest.mark.holds("OS-17")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_training_continues_bit_for_bit(make_strategy, precision):
     def run(strategy, steps, state=None):
