@@ -76,6 +76,12 @@ def test_own_counts(clock: Clock, make_trainer: Any, loader: Any) -> None:
     assert "throughput/mfu" not in rates
 
 
+def test_an_epoch_shorter_than_the_logging_interval(clock: Clock, make_trainer: Any, loader: Any) -> None:
+    trainer = make_trainer(clock.callback(), ThroughputMonitor(), max_epochs=1, log_every_n_steps=50)
+    trainer.fit(Line(), loader)
+    assert trainer.logged_metrics["throughput/batches_per_second"] == 2.0
+
+
 def test_only_the_window_counts(clock: Clock, make_trainer: Any, loader: Any) -> None:
     monitor = ThroughputMonitor(window_size=2, flops_per_batch=0)
     trainer = make_trainer(clock.callback(), monitor, max_epochs=1)

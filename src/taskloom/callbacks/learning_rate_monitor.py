@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -82,8 +81,7 @@ class LearningRateMonitor(Callback):
                 task.log(label, value, on_step=on_step, on_epoch=not on_step)
 
     def _values(self, name: str, group: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        rate = group["lr"]
-        yield name, rate.clone() if isinstance(rate, Tensor) else rate  # the optimizer changes such a tensor in place
+        yield name, group["lr"]
         if self.log_momentum:
             momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
             yield f"{name}-momentum", momentum

@@ -153,7 +153,8 @@ class ThroughputMonitor(Callback):
         self._tokens = progress.tokens if self.length_fn is None else self._tokens + self.length_fn(batch)
         # A batch whose operations were counted is slow, so the window begins after it.
         self._marks.append(_Mark(self._clock() - self._paused, self._batches, self._samples, self._tokens))
-        if not counted and progress.steps % self._every == 0 and not trainer.is_accumulating:
+        flush = trainer.is_last_batch or (progress.steps % self._every == 0 and not trainer.is_accumulating)
+        if flush and not counted:
             for name, rate in self.rates.items():
                 task.log(name, rate, on_step=True, on_epoch=False)
 
