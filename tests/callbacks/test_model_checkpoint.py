@@ -45,7 +45,7 @@ def test_arguments(arguments: dict[str, Any], policy: CheckpointPolicy | None) -
 @pytest.mark.holds("CB-05")
 def test_best_and_last(make_trainer: Any, loader: Any) -> None:
     checkpoint = ModelCheckpoint(monitor="val", save_top_k=2, save_last=True)
-    trainer = make_trainer(checkpoint, max_epochs=4, logger=True)
+    trainer = make_trainer(checkpoint, max_epochs=4)
     result = trainer.fit(Line(val=[3, 1, 2, 4]), loader, loader)
     folder = result.run_folder / "checkpoints"
     best, second, last = (str(folder / f"step-{step:08d}") for step in (8, 12, 16))
@@ -64,20 +64,20 @@ def test_without_a_monitor_the_newest_is_the_best(make_trainer: Any, loader: Any
     checkpoint = ModelCheckpoint(every_n_train_steps=3)
     assert (checkpoint.best_model_path, checkpoint.last_model_path, checkpoint.best_k_models) == ("", "", {})
     assert checkpoint.best_model_score is None
-    make_trainer(checkpoint, max_epochs=1, logger=True).fit(Line(), loader)
+    make_trainer(checkpoint, max_epochs=1).fit(Line(), loader)
     assert Path(checkpoint.best_model_path).name == "step-00000004"
     assert checkpoint.best_model_path == checkpoint.last_model_path
 
 
 def test_two_policies_have_their_own_best(make_trainer: Any, loader: Any) -> None:
     low, high = ModelCheckpoint(monitor="val"), ModelCheckpoint(monitor="val", mode="max")
-    make_trainer(low, high, max_epochs=3, logger=True).fit(Line(val=[2, 1, 3]), loader, loader)
+    make_trainer(low, high, max_epochs=3).fit(Line(val=[2, 1, 3]), loader, loader)
     assert [Path(each.best_model_path).name for each in (low, high)] == ["step-00000008", "step-00000012"]
     assert low.state_key != high.state_key
 
 
 def test_it_says_when_it_saves(make_trainer: Any, loader: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    make_trainer(ModelCheckpoint(verbose=True), max_epochs=1, logger=True).fit(Line(), loader)
+    make_trainer(ModelCheckpoint(verbose=True), max_epochs=1).fit(Line(), loader)
     assert capsys.readouterr().out == "ModelCheckpoint: saving step 4\n"
 
 

@@ -204,9 +204,11 @@ def test_metrics_of_a_test_after_the_fit_join_them(tmp_path: Path, loader: Any) 
         assert [row["val"] for row in csv.DictReader(file) if row.get("val")] == ["0.5"]
 
 
-def test_a_test_without_a_fit_writes_nothing(tmp_path: Path, loader: Any) -> None:
-    assert trainer(tmp_path, "csv").test(Task(), loader, verbose=False) == [{"val": 0.5}]
-    assert list(tmp_path.iterdir()) == []
+def test_a_test_without_a_fit_logs_into_a_folder_of_its_own(tmp_path: Path, loader: Any) -> None:
+    run = trainer(tmp_path, CSVLogger())
+    assert run.test(Task(), loader, verbose=False) == [{"val": 0.5}]
+    (table,) = tmp_path.glob("*/metrics.csv")
+    assert table.read_text() == "step,epoch,val\n0,0,0.5\n"
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
