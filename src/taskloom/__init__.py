@@ -26,12 +26,16 @@ _HOME = {
     "Interval": "taskloom.core.interval",
     "LimitBatches": "taskloom.core.policies",
     "LogPolicy": "taskloom.core.policies",
+    "LossScaling": "taskloom.precision",
     "Logger": "taskloom.loggers",
     "Loss": "taskloom.core.loss",
+    "MixedPrecision": "taskloom.precision",
+    "NativePrecision": "taskloom.precision",
     "NonFiniteError": "taskloom.core.errors",
     "Precision": "taskloom.precision",
     "Progress": "taskloom.core.progress",
     "RunFolder": "taskloom.core.policies",
+    "SingleStrategy": "taskloom.strategies",
     "Skip": "taskloom.core.loss",
     "Strategy": "taskloom.strategies",
     "TaskCLI": "taskloom.cli",
@@ -70,7 +74,11 @@ if TYPE_CHECKING:
     from taskloom.core.task import TaskModule as TaskModule
     from taskloom.fabric import Fabric as Fabric
     from taskloom.loggers import Logger as Logger
+    from taskloom.precision import LossScaling as LossScaling
+    from taskloom.precision import MixedPrecision as MixedPrecision
+    from taskloom.precision import NativePrecision as NativePrecision
     from taskloom.precision import Precision as Precision
+    from taskloom.strategies import SingleStrategy as SingleStrategy
     from taskloom.strategies import Strategy as Strategy
     from taskloom.trainer import FitResult as FitResult
     from taskloom.trainer import Trainer as Trainer
