@@ -1,4 +1,4 @@
-"""Milliseconds that one refresh of the progress bar takes beside a running loop, and what that is of all time at 5 Hz."""
+"""Milliseconds that a refresh of the progress bar takes beside a running loop, and its share of the time at 5 Hz."""
 
 from __future__ import annotations
 
