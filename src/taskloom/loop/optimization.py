@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from taskloom.core.errors import NonFiniteError, explain
+from taskloom.core.errors import NonFiniteError, TaskloomWarning, explain
 from taskloom.core.hooks import overridden
 from taskloom.core.policies import DebugOptions, GradientClipping
 from taskloom.core.progress import Progress
@@ -209,7 +210,7 @@ class AutomaticOptimization(Optimization):
         self._count(self.names[0], stepped)
         if self._can_overflow:
             self.task_optimizers[0].step_was_skipped = not stepped
-            window.stepped() if stepped else window.overflowed()
+            window.judge(stepped)
         self._end_window(stepped)
 
     def _task_step(self, name: str, optimizer: Optimizer, closure: Callable[[], Any] | None) -> bool:
@@ -282,13 +283,18 @@ class ClosureOptimization(Optimization):
         if self._calls == 1:
             if self._evaluated < len(self._batches):
                 self._evaluate()
-            return self._loss
+            return self._window_loss()
         self._zero_grad(self._batches[0][1])
-        self._evaluated = 0
+        self._evaluated, self._loss = 0, None
         with self.window.repeating():
             for _ in self._batches:
                 self._evaluate()
-        return self._loss
+        return self._window_loss()
+
+    def _window_loss(self) -> Tensor | None:
+        """Return the mean loss over the window, which optimizers that search along a line compare."""
+        factor = self.window.factor()
+        return self._loss if factor is None or self._loss is None else self._loss * factor
 
     def _evaluate(self) -> None:
         """Run the next micro-batch of the window forward and backward."""
@@ -299,7 +305,7 @@ class ClosureOptimization(Optimization):
             loss = self.window.add(self._output, batch)
             if loss is not None:
                 self.backward(loss)
-        self._loss = None if loss is None else loss.detach()
+                self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
     def _task_step(self, name: str, optimizer: Optimizer, closure: Callable[[], Any] | None) -> bool:
         def evaluate_and_prepare() -> Any:
@@ -315,7 +321,7 @@ class ClosureOptimization(Optimization):
             evaluate_and_prepare()
             stepped = self.window.steps and self.run.strategy.step(optimizer)
             if self._can_overflow and self.window.steps:
-                self.window.stepped() if stepped else self.window.overflowed()
+                self.window.judge(stepped)
         self._count(name, stepped)
         return stepped
 
@@ -380,6 +386,14 @@ def choose_optimization(run: Run, optimizers: Sequence[Optimizer]) -> type[Optim
     if not run.task.automatic_optimization:
         return ManualOptimization
     if not optimizers:
+        warn(
+            explain(
+                f"{type(run.task).__name__} trains without an optimizer, so nothing learns",
+                fix="return one from configure_optimizers if that is not meant",
+            ),
+            TaskloomWarning,
+            stacklevel=2,
+        )
         return WithoutOptimizer
     if len(optimizers) > 1:
         raise ValueError(
@@ -389,7 +403,7 @@ def choose_optimization(run: Run, optimizers: Sequence[Optimizer]) -> type[Optim
                 fix="set self.automatic_optimization = False in __init__ and step them in training_step",
             )
         )
-    if (overridden(run.task, "optimizer_step", TaskModule) or needs_closure(optimizers[0])):
+    if overridden(run.task, "optimizer_step", TaskModule) or needs_closure(optimizers[0]):
         return ClosureOptimization
     return AutomaticOptimization
 

@@ -17,12 +17,29 @@ from taskloom.optim import SchedulerConfig
 class Schedulers:
     """The schedulers of a run.
 
+    Those that watch a metric step when it has been measured anew: by epoch at the epoch's end, by step after a
+    validation, or where there is none after every `frequency` optimizer steps. A value is passed on once only, so that
+    `patience` counts measurements.
+
+    Args:
+        configs: from `configure_optimizers`.
+        task: whose `lr_scheduler_step` is used if it overrides it.
+        progress: the counters.
+        metrics: the values that can be watched.
+        validates: whether the run validates.
+
     Attributes:
         configs: as `configure_optimizers` declared them.
     """
 
     def __init__(
-        self, configs: Sequence[SchedulerConfig], task: TaskModule, progress: Progress, metrics: MetricStore
+        self,
+        configs: Sequence[SchedulerConfig],
+        task: TaskModule,
+        progress: Progress,
+        metrics: MetricStore,
+        *,
+        validates: bool,
     ) -> None:
         self.configs = list(configs)
         self._progress, self._metrics = progress, metrics
@@ -30,7 +47,13 @@ class Schedulers:
         automatic = self.configs if task.automatic_optimization else []
         self._by_step = [config for config in automatic if config.interval == "step" and not config.reduce_on_plateau]
         self._by_epoch = [config for config in automatic if config.interval == "epoch" and not config.reduce_on_plateau]
-        self._plateau = [config for config in automatic if config.reduce_on_plateau]
+        watching = [config for config in automatic if config.reduce_on_plateau]
+        self._watching_by_epoch = [config for config in watching if config.interval == "epoch"]
+        self._watching_by_step = [config for config in watching if config.interval == "step"]
+        if not validates:
+            self._by_step += self._watching_by_step
+        self._used_at: dict[int, int] = {}
+        self._checked_at = dict.fromkeys(map(id, self._watching_by_step), 0)
 
     def after_step(self) -> None:
         """An optimizer step was taken; a skipped one does not come here."""
@@ -46,18 +69,20 @@ class Schedulers:
 
     def after_validation(self) -> None:
         """A validation during an epoch is done; schedulers that watch a metric by step take it."""
-        for config in self._plateau:
-            if config.interval == "step":
+        steps = self._progress.steps
+        for config in self._watching_by_step:
+            if steps // config.frequency > self._checked_at[id(config)] // config.frequency:
+                self._checked_at[id(config)] = steps
                 self._advance(config)
 
     def after_epoch(self) -> None:
         """An epoch and its validation are done, and its metrics are known."""
-        for config in self._plateau:
-            if config.interval == "epoch" and (self._progress.epochs + 1) % config.frequency == 0:
+        for config in self._watching_by_epoch:
+            if (self._progress.epochs + 1) % config.frequency == 0:
                 self._advance(config)
 
     def _advance(self, config: SchedulerConfig) -> None:
-        metric = self._watched(config) if config.monitor and config.reduce_on_plateau else None
+        metric = self._watched(config) if config.reduce_on_plateau else None
         if config.reduce_on_plateau and metric is None:
             return
         if self._step is not None:
@@ -71,6 +96,10 @@ class Schedulers:
         name = str(config.monitor)
         known = self._metrics.callback_metrics
         if name in known:
+            measured_at = self._metrics.measured_at[name]
+            if self._used_at.get(id(config)) == measured_at:
+                return None
+            self._used_at[id(config)] = measured_at
             return known[name]
         problem = explain(
             f"The scheduler {config.name or type(config.scheduler).__name__} watches {name!r}, which was not logged",

@@ -1,18 +1,14 @@
-"""The window of micro-batches behind one optimizer step: where each backward pass starts, and the final division.
+"""The window of micro-batches behind one optimizer step: what counts, what is left out, and what the losses were.
 
-The gradient of a step is that of `Σ sum / Σ weight` over its actual window. The denominator is only known at its end,
-so each
-micro-batch runs backward on `sum / (reference · batches)` and the finished gradient is multiplied once by
-`reference · batches · ranks / Σ weight`. The reference is the weight of the run's first micro-batch: it keeps
-gradients at their
-usual size (fp16 would overflow on bare sums), and where every weight equals it the factor is exactly 1 and nothing is
-multiplied.
+The arithmetic, `Σ sum / Σ weight` over the actual window, is that of `taskloom.strategies.window`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
 from warnings import warn
 
 import torch
@@ -23,8 +19,8 @@ from taskloom.core.loss import Loss, Skip
 from taskloom.core.policies import Accumulation
 from taskloom.core.transfer import count_samples
 from taskloom.strategies import Strategy
+from taskloom.strategies.window import WindowWeights, negative_weight
 
-Verdict = Literal["counted", "dropped"]
 _STEP_RETURNS = (
     "a 0-dim tensor (the mean over the micro-batch), Loss(sum, weight), a dict with either under 'loss', or Skip"
 )
@@ -40,23 +36,23 @@ class Window:
         filled: micro-batches seen in the current one, dropped ones included.
         skipped: micro-batches dropped since the run began.
         loss_sum: running sum of the means of the counted micro-batches: a number where reading one waits for nothing,
-            else a
-            0-dim tensor on the device.
+            else a 0-dim tensor on the device.
         loss_count: how many it sums.
     """
 
     def __init__(self, accumulation: Accumulation, strategy: Strategy) -> None:
-        self._policy, self._strategy = accumulation, strategy
+        self._policy = accumulation
+        self._weights = WindowWeights(strategy)
         self.flush_last = accumulation.flush_last
         self.ranks = strategy.data_parallel_size
         self._synchronous = strategy.accelerator.synchronous
         # An overflow of fp16 is the loss scale's to answer; it skips the step and lowers the scale.
         self._scaled = strategy.precision.scales_loss
         self._checks_now = (self._synchronous or accumulation.on_nonfinite != "raise") and not self._scaled
-        self._reference: Tensor | float | None = None
-        self._dtype = torch.float32
         self._warned = False
         self._in_a_row = 0
+        self._overflows = 0
+        self._repeating = False
         self.batches = 1
         self.skipped = 0
         self.loss_sum: Tensor | float = 0.0
@@ -66,7 +62,6 @@ class Window:
     def reset(self) -> None:
         """Open the next window."""
         self.filled = 0
-        self._weight: Tensor | float = 0.0
         self._counted = 0
         self._poisoned = False
 
@@ -74,6 +69,11 @@ class Window:
     def steps(self) -> bool:
         """Whether there is anything to step on."""
         return self._counted > 0 and not self._poisoned
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the window, now that it is complete or its epoch has ended, is to be stepped on."""
+        return self._counted > 0 and not self._poisoned and (self.flush_last or self.filled >= self.batches)
 
     def add(self, output: Any, batch: Any) -> Tensor | None:
         """Take what a training step returned.
@@ -91,7 +91,16 @@ class Window:
             output = self._from_dict(output)
         if output is None or output is Skip or isinstance(output, Skip):
             reason = f" ({output.reason})" if isinstance(output, Skip) and output.reason else ""
-            self._drop(self._policy.on_skip, f"training_step returned Skip{reason}")
+            what = f"training_step returned {'None' if output is None else 'Skip'}{reason}"
+            if self._policy.on_skip == "raise":
+                raise NonFiniteError(
+                    explain(
+                        f"Training stopped because {what}",
+                        why="the policy is on_skip='raise'",
+                        fix="accumulate_grad_batches=Accumulation(on_skip='drop_and_reweight') leaves such batches out",
+                    )
+                )
+            self._drop(self._policy.on_skip, what)
             return None
         loss = output.sum if isinstance(output, Loss) else output
         _check_loss(loss)
@@ -101,45 +110,46 @@ class Window:
                 self._drop(self._policy.on_nonfinite, f"the loss is {value}")
                 return None
         self._in_a_row = 0
+        self._counted += 1
         if self.batches == 1 and self.ranks == 1:
             if loss is not output:
                 loss = _mean(output)
-            self._counted = 1
-            self._record(loss.item() if self._synchronous else loss.detach())
+            self._record(loss)
             return loss
-        return self._weigh(output, batch)
-
-    def _weigh(self, output: Tensor | Loss, batch: Any) -> Tensor | None:
-        if isinstance(output, Loss):
-            total, mean = output.sum, _mean(output).detach()
-            weight = output.weight.detach() if isinstance(output.weight, Tensor) else float(output.weight)
-        else:
-            weight = float(self._samples(batch))
-            total, mean = output * weight, output.detach()
-        if self._reference is None:
-            self._reference = self._agreed_reference(weight)
-            self._dtype = torch.promote_types(total.dtype, torch.float32)
-        self._weight = self._weight + weight
-        self._counted += 1
-        self._record(mean.item() if self._synchronous else mean)
-        return total / (self._reference * self.batches)
+        if self._counted == 1:
+            self._weights.begin(self.batches)
+        self._record(_mean(output) if isinstance(output, Loss) else output)
+        return self._weights.add(output, 1.0 if isinstance(output, Loss) else self._samples(batch))
 
     def factor(self) -> Tensor | float | None:
         """Return what the window's gradients must be multiplied by, or None where that is 1."""
-        if (self.batches == 1 and self.ranks == 1) or self._reference is None:
-            return None
-        weight = self._weight
-        if self.ranks > 1:
-            weight = torch.as_tensor(weight, dtype=self._dtype, device=self._strategy.device)
-            weight = self._strategy.all_reduce(weight, "sum")
-        scale = self._reference * self.batches * self.ranks
-        if isinstance(weight, Tensor):
-            # Whole numbers would be divided in float32, too coarse for gradients in float64.
-            scale = torch.as_tensor(scale, dtype=self._dtype, device=weight.device)
-            return torch.where(weight > 0, scale / weight.to(self._dtype), torch.zeros_like(scale))
-        if not weight:
-            return 0.0
-        return None if scale == weight else float(scale) / weight
+        return None if self.batches == 1 and self.ranks == 1 else self._weights.factor()
+
+    @contextmanager
+    def repeating(self) -> Generator[None, None, None]:
+        """Add micro-batches that were counted before, for an optimizer that evaluates a window more than once."""
+        self.reset()
+        self._repeating = True
+        try:
+            yield
+        finally:
+            self._repeating = False
+
+    def judge(self, stepped: bool) -> None:
+        """Take note of whether the loss scale let the optimizer step.
+
+        Raises:
+            NonFiniteError: it did not, too many times in a row.
+        """
+        self._overflows = 0 if stepped else self._overflows + 1
+        if self._overflows >= self._policy.max_consecutive_skips:
+            raise NonFiniteError(
+                explain(
+                    f"{self._overflows} optimizer steps in a row were skipped because a gradient overflowed",
+                    why="the loss scale falls at each of them, so the gradients themselves are not finite",
+                    fix="look for NaN in the loss with precision='32-true' and debug=True, or use 'bf16-mixed'",
+                )
+            )
 
     def take_loss(self) -> tuple[float, int]:
         """Read and reset the running sum of losses; one number from the device.
@@ -150,12 +160,13 @@ class Window:
         total, count = float(self.loss_sum), self.loss_count
         self.loss_sum, self.loss_count = 0.0, 0
         if not math.isfinite(total) and not self._scaled and self._policy.on_nonfinite == "raise":
-            raise self._nonfinite(f"the loss of one of the last {count} batches")
+            raise self._nonfinite(f"the loss of one of the last {count} batches is not finite")
         return total, count
 
-    def _record(self, mean: Tensor | float) -> None:
-        self.loss_sum = self.loss_sum + mean
-        self.loss_count += 1
+    def _record(self, mean: Tensor) -> None:
+        if not self._repeating:
+            self.loss_sum = self.loss_sum + (mean.item() if self._synchronous else mean.detach())
+            self.loss_count += 1
 
     def _samples(self, batch: Any) -> int:
         count = count_samples(batch)
@@ -175,19 +186,14 @@ class Window:
             return 1
         return count
 
-    def _agreed_reference(self, weight: Tensor | float) -> Tensor | float:
-        if self.ranks > 1:
-            return self._strategy.broadcast(max(float(weight), 1.0))
-        if isinstance(weight, Tensor):
-            return torch.where(weight > 0, weight, torch.ones_like(weight))
-        return weight or 1.0
-
     def _drop(self, policy: str, reason: str) -> None:
         if policy == "raise":
             raise self._nonfinite(reason)
+        self._poisoned = self._poisoned or policy == "skip_all"
+        if self._repeating:
+            return
         self.skipped += 1
         self._in_a_row += 1
-        self._poisoned = self._poisoned or policy == "skip_all"
         if self._in_a_row >= self._policy.max_consecutive_skips:
             raise NonFiniteError(
                 explain(
@@ -211,8 +217,7 @@ class Window:
                 f"Training stopped because {reason}",
                 why="a step on it would destroy the weights",
                 fix="lower the learning rate, clip gradients, or pass debug=True to find the operation; "
-                "accumulate_grad_batches=Accumulation(on_nonfinite='drop_and_reweight', on_skip=...) leaves such "
-                "batches out",
+                "accumulate_grad_batches=Accumulation(on_nonfinite='drop_and_reweight') leaves such batches out",
             )
         )
 
@@ -232,13 +237,7 @@ def _mean(loss: Loss) -> Tensor:
     if isinstance(loss.weight, Tensor):
         return loss.sum / torch.where(loss.weight > 0, loss.weight, torch.ones_like(loss.weight))
     if loss.weight < 0:
-        raise ValueError(
-            explain(
-                "The weight of a Loss is negative",
-                got=loss.weight,
-                fix="pass how many samples or tokens the sum covers",
-            )
-        )
+        raise ValueError(negative_weight(loss.weight))
     return loss.sum / loss.weight if loss.weight else loss.sum
 
 

@@ -122,6 +122,4 @@ class WindowWeights:
 
 def negative_weight(weight: float) -> str:
     """Return the error text for a loss whose weight is below zero."""
-    return explain(
-        "The weight of a Loss is negative", got=weight, fix="pass how many samples or tokens the sum covers"
-    )
+    return explain("The weight of a Loss is negative", got=weight, fix="pass how many samples or tokens the sum covers")
