@@ -11,8 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from taskloom.accelerators import Accelerator
 from taskloom.callbacks import Callback
-from taskloom.callbacks.base import check_hook_names
-from taskloom.checkpoint import CheckpointPolicy, CheckpointReader, open_checkpoint
+from taskloom.checkpoint import CheckpointPolicy
 from taskloom.core.data import DataModule
 from taskloom.core.errors import ConfigError, explain
 from taskloom.core.interval import IntervalLike, parse_seconds
@@ -29,21 +28,21 @@ from taskloom.core.policies import (
 from taskloom.core.progress import Progress
 from taskloom.core.seed import seed_everything
 from taskloom.core.task import TaskModule
-from taskloom.data import named_loaders
 from taskloom.fabric import Fabric
 from taskloom.loggers import Logger
 from taskloom.loggers.group import LoggerGroup
 from taskloom.loggers.resolve import resolve_loggers
-from taskloom.loop.building import build_fit, user_loaders
+from taskloom.loop.building import build_fit, limited_loaders, one_source, user_loaders
 from taskloom.loop.control import Control, Request
 from taskloom.loop.evaluate import EvaluateLoop, results, sanity_check
 from taskloom.loop.facts import Parts, Status, TrainerState
 from taskloom.loop.folder import find_checkpoint
+from taskloom.loop.limits import no_bound
 from taskloom.loop.predict import predict
 from taskloom.loop.record import Record
-from taskloom.loop.restoring import restore_weights
+from taskloom.loop.restoring import opened, restore_weights
 from taskloom.loop.run import Run, generators_kept
-from taskloom.loop.settings import ArgumentReader, Settings, policies_of
+from taskloom.loop.settings import ArgumentReader, Settings, callbacks_of, policies_of, sanity_batches_of
 from taskloom.loop.stage import stage
 from taskloom.precision import Precision
 from taskloom.report import (
@@ -108,7 +107,8 @@ class Trainer(Control):
             validate, test, predict, overfit).
         fast_dev_run: run one batch (or so many) of every stage and write nothing, to see whether the code runs.
         num_sanity_val_steps: validation batches before training, so that a mistake there shows at once.
-        logger: True for CSV, a name (`csv`, `jsonl`, `tensorboard`), a `Logger`, a list of them, or False.
+        logger: True for CSV, a name (`csv`, `jsonl`, `tensorboard`), a `Logger`, a list of them, or False. A `validate`
+            or `test` without a `fit` before it logs to loggers that are named here only.
         log_every_n_steps: optimizer steps between flushes of metrics; `"1%"` of the run; `LogPolicy(...)` has the rest.
         callbacks: instances of `Callback`, called in this order.
         checkpoint: True for the newest once per epoch, a `CheckpointPolicy`, several of them, or False.
@@ -157,13 +157,12 @@ class Trainer(Control):
         read = ArgumentReader()
         if seed is not None:
             read.value("seed", seed_everything, seed)
-        self.callbacks = list(callbacks)
-        for callback in self.callbacks:
-            read.value("callbacks", check_hook_names, callback)
+        self.callbacks = read.value("callbacks", callbacks_of, callbacks) or []
         self.settings = Settings(
             epochs=read.policy("max_epochs", Between, max_epochs),
             steps=read.policy("max_steps", Between, max_steps),
-            seconds=math.inf if max_time is None else read.value("max_time", parse_seconds, max_time) or math.inf,
+            seconds=read.value("max_time", lambda given: math.inf if given is None else parse_seconds(given), max_time)
+            or math.inf,
             accumulation=read.policy("accumulate_grad_batches", Accumulation, accumulate_grad_batches),
             clipping=read.policy("gradient_clip_val", GradientClipping, gradient_clip_val),
             validation=read.policy("val_check_interval", ValidationPolicy, val_check_interval),
@@ -172,27 +171,22 @@ class Trainer(Control):
             folder=read.policy("run_dir", RunFolder, run_dir),
             policies=read.value("checkpoint", policies_of, checkpoint) or (),
             compile=compile,
+            sanity_batches=read.value("num_sanity_val_steps", sanity_batches_of, num_sanity_val_steps) or 0,
+            dry=bool(fast_dev_run),
         )
         loggers = LoggerGroup(read.value("logger", resolve_loggers, logger) or [])
         reporter = read.value("progress", resolve_reporter, progress)
-        graph = read.value(
-            "",
-            lambda options: resolve(**options),
-            {
-                "accelerator": accelerator,
-                "devices": devices,
-                "num_nodes": num_nodes,
-                "strategy": strategy,
-                "precision": precision,
-            },
-        )
+        parts = {"accelerator": accelerator, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
+        graph = read.value("", lambda given: resolve(**given), {**parts, "precision": precision})
+        if graph is not None:
+            self.settings = read.evaluation_precision(self.settings, graph)
         self.debug, self.deterministic = read.policy("debug", DebugOptions, debug), deterministic
         if read.problems or graph is None or reporter is None:
             raise ConfigError(read.problems)
         self.fabric = Fabric.from_graph(graph)
-        self.num_sanity_val_steps = num_sanity_val_steps
+        self.active_callbacks = list(self.callbacks)
         self.state, self.progress, self.parts = TrainerState(), Progress(), Parts()
-        self.record = Record(self, loggers, reporter, shows=progress is not False)
+        self.record = Record(self, loggers, reporter, shows=progress is not False, asked=logger is not True)
         self._should_stop, self.stop_reason = False, ""
         self.interrupt_requested = False
         self._requests: set[Request] = set()
@@ -226,32 +220,30 @@ class Trainer(Control):
             CheckpointError: the checkpoint cannot be continued from.
             NonFiniteError: the loss is not finite and the policy is to stop.
         """
-        if isinstance(train_dataloaders, DataModule):
-            train_dataloaders, datamodule = None, train_dataloaders
+        train_dataloaders, datamodule = one_source(train_dataloaders, datamodule, "train_dataloaders")
+        if val_dataloaders is not None:
+            one_source(val_dataloaders, datamodule, "val_dataloaders")
         if self.settings.epochs.max is None and self.settings.steps.max is None and math.isinf(self.settings.seconds):
-            raise ValueError(
-                explain(
-                    "Nothing bounds the training",
-                    why="max_epochs, max_steps and max_time are all None",
-                    fix="pass max_epochs=10, max_steps=10_000 or max_time='2 hours' to the Trainer; max_epochs=-1 "
-                    "trains until it is stopped",
-                )
-            )
-        with stage(self, "fit", task, datamodule) as run:
-            reader = self._open(ckpt_path)
+            raise ValueError(no_bound())
+        with stage(self, "fit", task, datamodule) as run, opened(self._find(ckpt_path)) as reader:
             self.record.open(task, reader)
             loop = build_fit(self, run, train_dataloaders, val_dataloaders, reader)
             self.record.begin(run, reader)
             run.call("on_fit_start")
-            if loop.validation is not None and self.num_sanity_val_steps and reader is None:
-                with self.staged("sanity"), generators_kept(run.strategy):
-                    sanity_check(loop.validation, self.num_sanity_val_steps)
-            if loop.validation is not None and self.settings.validation.on_start and reader is None:
-                with self.staged("validate"), generators_kept(run.strategy):
-                    loop.validation.evaluate()
+            if loop.validation is not None and reader is None:
+                self._validate_before(run, loop.validation)
             loop.run()
             run.call("on_fit_end")
         return self._result()
+
+    def _validate_before(self, run: Run, validation: EvaluateLoop) -> None:
+        """Validate before the first step: a few batches that are forgotten, and whole where the policy says so."""
+        if self.settings.sanity_batches:
+            with self.staged("sanity"), generators_kept(run.strategy):
+                sanity_check(validation, self.settings.sanity_batches)
+        if self.settings.validation.on_start:
+            with self.staged("validate"), generators_kept(run.strategy):
+                validation.evaluate()
 
     def validate(
         self,
@@ -306,8 +298,7 @@ class Trainer(Control):
         Returns:
             What `predict_step` returned for each batch; a list per loader when there are several.
         """
-        if isinstance(dataloaders, DataModule):
-            dataloaders, datamodule = None, dataloaders
+        dataloaders, datamodule = one_source(dataloaders, datamodule, "dataloaders")
         with stage(self, "predict", task, datamodule) as run:
             loaders = self._loaders(run, dataloaders, "predict_dataloader", "predict")
             self.parts.predicted = loaders
@@ -323,8 +314,7 @@ class Trainer(Control):
         ckpt_path: str | Path | None,
         verbose: bool,
     ) -> list[dict[str, float]]:
-        if isinstance(dataloaders, DataModule):
-            dataloaders, datamodule = None, dataloaders
+        dataloaders, datamodule = one_source(dataloaders, datamodule, "dataloaders")
         with stage(self, name, task, datamodule) as run:
             loaders = self._loaders(
                 run, dataloaders, "val_dataloader" if name == "validate" else "test_dataloader", name
@@ -344,19 +334,20 @@ class Trainer(Control):
             raise ValueError(
                 explain(f"There are no batches to {name}", fix=f"pass dataloaders or a datamodule, or write {method}")
             )
-        return named_loaders(loaders, vars(self.settings.limits)[name], name)
+        return limited_loaders(loaders, vars(self.settings.limits)[name], name)
 
     def _load_for_evaluation(self, run: Run, ckpt_path: str | Path | None) -> None:
         run.module = run.strategy.setup_module(run.task)
-        reader = self._open(ckpt_path)
-        if reader is not None:
+        with opened(self._find(ckpt_path)) as reader:
+            if reader is None:
+                return
             restore_weights(run, reader)
-            reader.close()
+            if not self.progress.micro_batches and "progress" in reader.state:
+                # So that the values have the x of the training that the weights come from.
+                self.progress.load_state_dict(reader.state["progress"])
 
-    def _open(self, ckpt_path: str | Path | None) -> CheckpointReader | None:
-        if ckpt_path is None:
-            return None
-        return open_checkpoint(find_checkpoint(ckpt_path, self.settings.folder, self.run_folder), verify=True)
+    def _find(self, ckpt_path: str | Path | None) -> Path | None:
+        return None if ckpt_path is None else find_checkpoint(ckpt_path, self.settings.folder, self.run_folder)
 
     def _result(self) -> FitResult:
         fit = self._fit_loop("result")

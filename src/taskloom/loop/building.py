@@ -13,7 +13,7 @@ from taskloom.core.errors import TaskloomWarning, explain
 from taskloom.core.hooks import overridden
 from taskloom.core.policies import GradientClipping
 from taskloom.core.task import TaskModule
-from taskloom.data import NamedLoader, named_loaders
+from taskloom.data import NamedLoader, feed, named_loaders
 from taskloom.loop.evaluate import EvaluateLoop
 from taskloom.loop.fit import FitLoop
 from taskloom.loop.folder import CHECKPOINTS
@@ -28,6 +28,25 @@ from taskloom.optim import parse_optimizers
 
 if TYPE_CHECKING:
     from taskloom.trainer import Trainer
+
+
+def one_source(loaders: Any, datamodule: DataModule | None, name: str) -> tuple[Any, DataModule | None]:
+    """Return loaders and data module, of which only one was passed; a data module may come in the place of loaders.
+
+    Raises:
+        ValueError: both were passed.
+    """
+    if loaders is None:
+        return None, datamodule
+    if datamodule is not None:
+        raise ValueError(
+            explain(
+                f"{name} and datamodule were both passed",
+                why="one of them would be ignored",
+                fix="pass the loaders, or the data module",
+            )
+        )
+    return (None, loaders) if isinstance(loaders, DataModule) else (loaders, None)
 
 
 def user_loaders(run: Run, given: Any, name: str) -> Any:
@@ -69,11 +88,11 @@ def build_fit(trainer: Trainer, run: Run, train: Any, validate: Any, reader: Che
     if kind is ManualOptimization:
         _check_manual(trainer, run.task)
     setup.optimizers[:] = run.strategy.setup_optimizers(run.module, setup.optimizers)
-    schedulers = Schedulers(setup.schedulers, run.task, trainer.progress, run.metrics)
+    schedulers = Schedulers(setup.schedulers, run.task, trainer.progress, run.metrics, validates=bool(evaluated))
     window = Window(settings.accumulation, run.strategy)
     optimization = kind(run, trainer.progress, window, setup, schedulers, settings.clipping, trainer.debug)
     keepers = trainer.make_keepers(CHECKPOINTS)
-    saver = Saver(run, optimization, [keeper.policy for keeper in keepers], keepers)
+    saver = Saver(run, optimization, loader, keepers)
     trainer.parts.saver = saver
     validation = EvaluateLoop(run, "validate", evaluated, settings.validation) if evaluated else None
     loop = FitLoop(
@@ -91,6 +110,15 @@ def build_fit(trainer: Trainer, run: Run, train: Any, validate: Any, reader: Che
     if reader is not None:
         restore_weights(run, reader)
         restore_training(run, reader, optimization, saver, keepers)
+    if not run.task.training:
+        warn(
+            explain(
+                f"{type(run.task).__name__} is in evaluation mode and is trained in it: no dropout, frozen statistics",
+                fix="call task.train() before fit, or in on_fit_start",
+            ),
+            TaskloomWarning,
+            stacklevel=2,
+        )
     return loop
 
 
@@ -104,8 +132,8 @@ def _training_loader(trainer: Trainer, run: Run, given: Any) -> NamedLoader:
             )
         )
     limits = trainer.settings.limits
-    limit = limits.overfit if limits.overfit is not None else limits.train
-    named = named_loaders(loaders, limit, "train")
+    overfits = limits.overfit is not None
+    named = limited_loaders(loaders, limits.overfit if overfits else limits.train, "train")
     if len(named) != 1:
         raise ValueError(
             explain(
@@ -114,18 +142,41 @@ def _training_loader(trainer: Trainer, run: Run, given: Any) -> NamedLoader:
                 fix="combine them in one loader that yields both",
             )
         )
-    return named[0]
+    return _same_batches(named[0]) if overfits else named[0]
+
+
+def _same_batches(loader: NamedLoader) -> NamedLoader:
+    """Read the batches to overfit on, and keep them: the same in the same order each epoch, however they are drawn."""
+    batches = list(feed(loader.loader, loader.length, None))
+    return NamedLoader(loader.name, batches, len(batches), exact=True)
+
+
+def limited_loaders(loaders: Any, limit: int | float | None, stage: str) -> list[NamedLoader]:
+    """Return uniform loaders with the limit of their stage applied.
+
+    Raises:
+        ValueError: the limit leaves no batch of one of them.
+    """
+    named = named_loaders(loaders, limit, stage)
+    for loader in named:
+        if not loader.length:
+            raise ValueError(
+                explain(
+                    f"limit_batches leaves no batch of the {stage} loader{f' {loader.name!r}' if loader.name else ''}",
+                    got=limit,
+                    fix=f"limit_batches={{'{stage}': 1}} for one batch"
+                    + (", or 0 to leave validation out" if stage == "validate" else ""),
+                )
+            )
+    return named
 
 
 def _validation_loaders(trainer: Trainer, run: Run, given: Any, training: NamedLoader) -> list[NamedLoader]:
     limits = trainer.settings.limits
     loaders = user_loaders(run, given, "val_dataloader")
-    has_step = overridden(run.task, "validation_step", TaskModule) is not None
-    if limits.overfit is not None and has_step and loaders is not None:
-        return [training]
     if loaders is None or limits.validate == 0:
         return []
-    if not has_step:
+    if overridden(run.task, "validation_step", TaskModule) is None:
         warn(
             explain(
                 f"There are validation batches, but {type(run.task).__name__} has no validation_step; it is not "
@@ -135,7 +186,7 @@ def _validation_loaders(trainer: Trainer, run: Run, given: Any, training: NamedL
             stacklevel=2,
         )
         return []
-    return [loader for loader in named_loaders(loaders, limits.validate, "validate") if loader.length > 0]
+    return [training] if limits.overfit is not None else limited_loaders(loaders, limits.validate, "validate")
 
 
 def _check_manual(trainer: Trainer, task: TaskModule) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +13,12 @@ from torch.optim import Optimizer
 
 from taskloom.callbacks import Callback
 from taskloom.callbacks.base import check_hook_names
-from taskloom.checkpoint import CheckpointKeeper, write_checkpoint
-from taskloom.core.data import DataModule
+from taskloom.checkpoint import CheckpointKeeper, CheckpointPolicy, write_checkpoint
 from taskloom.core.errors import explain
 from taskloom.core.policies import GradientClipping
 from taskloom.core.progress import Progress
-from taskloom.core.task import TaskModule
 from taskloom.loop.building import keepers_of
 from taskloom.loop.facts import Facts, Parts, StageName, TrainerState
-from taskloom.loop.settings import Settings
 
 Request = Literal["save", "validate", "log"]
 
@@ -28,10 +26,8 @@ Request = Literal["save", "validate", "log"]
 class Control(Facts):
     """The verbs of a `Trainer` beside its stages; the constructor of `Trainer` fills what they act on."""
 
-    settings: Settings
     stop_reason: str
     interrupt_requested: bool
-    active_callbacks: list[Callback]
     _should_stop: bool
     _requests: set[Request]
 
@@ -70,7 +66,8 @@ class Control(Facts):
                     fix="call it in a hook of fit or after it",
                 )
             )
-        write_checkpoint(Path(path), saver.content(weights_only=weights_only), weights_only=weights_only)
+        with saver.attached() if self.state.stage is None else nullcontext():
+            write_checkpoint(Path(path), saver.content(), weights_only=weights_only)
 
     def add_callback(self, callback: Callback) -> None:
         """Add a callback to the stages to come."""
@@ -112,14 +109,24 @@ class Control(Facts):
         self, optimizer: Optimizer, value: float | GradientClipping | None = None, algorithm: str | None = None
     ) -> None:
         """See `TaskModule.clip_gradients`."""
-        clipping = self.settings.clipping if value is None else GradientClipping.of(value)
-        if algorithm == "value":
-            clipping = GradientClipping(max_value=clipping.max_norm or clipping.max_value)
         fit = self._fit_loop("clip_gradients")
         fit.optimization.clip(
             next((each.optimizer for each in fit.optimization.task_optimizers if each is optimizer), optimizer),
-            clipping,
+            self._clipping(value, algorithm),
         )
+
+    def _clipping(self, value: float | GradientClipping | None, algorithm: str | None) -> GradientClipping:
+        """Return how to clip: a number replaces the bound of the Trainer's setting and keeps the rest of it."""
+        if algorithm not in (None, "norm", "value"):
+            raise ValueError(
+                explain("Gradients are clipped by 'norm' or by 'value'", got=algorithm, fix="leave it out for 'norm'")
+            )
+        own = self.settings.clipping
+        if isinstance(value, GradientClipping):
+            return value
+        bound = value if value is not None else own.max_norm or own.max_value
+        by_value = algorithm == "value" or (algorithm is None and value is None and own.max_value is not None)
+        return replace(own, max_norm=None if by_value else bound, max_value=bound if by_value else None)
 
     def print(self, *values: object, sep: str = " ") -> None:
         """Print above the progress display, on rank 0."""
@@ -128,19 +135,18 @@ class Control(Facts):
 
     # What loops and stages call ---------------------------------------------------------------------------------------
 
-    def begin(
-        self, name: StageName, task: TaskModule, datamodule: DataModule | None, callbacks: Sequence[Callback]
-    ) -> None:
-        """A stage begins: forget the last one."""
+    def begin(self, name: StageName) -> None:
+        """A stage begins: forget the last one, but for what an evaluation between two fits must not lose."""
         self.fabric.launch()
-        self.parts = Parts()
-        self.active_callbacks = list(callbacks)
         self.state = TrainerState("running", name)
         self.interrupt_requested = False
+        last, self.parts = self.parts, Parts(stage=name)
         if name == "fit":
             self.should_stop, self.stop_reason = False, ""
             self._requests.clear()
             self.progress = Progress()
+        else:
+            self.parts.saver, self.parts.keepers = last.saver, last.keepers
 
     def succeeded(self) -> None:
         """A stage ended well."""
@@ -150,12 +156,15 @@ class Control(Facts):
         self.state.status = "stopped" if stopped else "finished"
         self.record.end()
 
-    def failed(self, error: BaseException) -> None:
+    def save_interrupted(self, error: BaseException) -> None:
         """A stage ended badly; after Ctrl-C the weights are whole, so they are saved."""
-        if isinstance(error, KeyboardInterrupt) and self.parts.saver is not None:
+        if isinstance(error, KeyboardInterrupt) and self.state.stage == "fit" and self.parts.saver is not None:
             self.stop_reason = "Ctrl-C"
             self.parts.saver.at_end()
-        self.record.end()
+
+    def end(self) -> None:
+        """No stage is running any more."""
+        self.state.stage = None
 
     @contextmanager
     def staged(self, name: StageName) -> Generator[None, None, None]:
@@ -165,6 +174,11 @@ class Control(Facts):
             yield
         finally:
             self.state.stage = before
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether something is to be looked at after the next step, whatever was planned."""
+        return bool(self._should_stop or self.interrupt_requested or self._requests)
 
     def take_requests(self) -> set[Request]:
         """Return what was asked for, once.
@@ -187,12 +201,18 @@ class Control(Facts):
         """Whether weights or gradients may be half changed now."""
         return self.state.stage == "fit" and self.parts.fit is not None and self.parts.fit.running
 
-    def make_keepers(self, folder: str) -> list[CheckpointKeeper]:
-        """Make the keepers of a fit from the Trainer's policies and those that callbacks bring."""
+    @property
+    def checkpoint_policies(self) -> list[CheckpointPolicy]:
+        """The Trainer's own policies and those that callbacks bring; none in a run that writes nothing."""
+        if self.settings.dry:
+            return []
         brought = [policy for callback in self.active_callbacks for policy in callback.checkpoint_policies()]
-        policies = [*self.settings.policies, *brought]
+        return [*self.settings.policies, *brought]
+
+    def make_keepers(self, folder: str) -> list[CheckpointKeeper]:
+        """Make the keepers of a fit, one per policy."""
         if self.run_folder is not None:
-            self.parts.keepers = keepers_of(self.run_folder / folder, policies, self.run_id)
+            self.parts.keepers = keepers_of(self.run_folder / folder, self.checkpoint_policies, self.run_id)
         return self.parts.keepers
 
     def _wake(self) -> None:

@@ -20,28 +20,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 from taskloom.core.errors import explain
 from taskloom.core.policies import ValidationPolicy
 from taskloom.data import NamedLoader, feed
-from taskloom.loop.run import Run, fit_arguments, modes_kept
+from taskloom.loop.evaluating import evaluating, ordinary_tensors
+from taskloom.loop.run import Run, fit_arguments
 
 Stage = Literal["validate", "test"]
-
-
-@dataclass(frozen=True)
-class _Names:
-    """How the hooks of a stage are called; read once, when a loop is made."""
-
-    prefix: str
-    title: str
-
-
-_NAMES = {"validate": _Names("validation", "validate"), "test": _Names("test", "test")}
+_PREFIXES = {"validate": "validation", "test": "test"}
 
 
 class EvaluateLoop:
@@ -52,27 +40,26 @@ class EvaluateLoop:
         stage: whose step and hooks.
         loaders: at least one.
         policy: how evaluation is run.
+
+    Attributes:
+        suffixes: that tell the metrics of each loader apart, where there are several.
     """
 
     def __init__(self, run: Run, stage: Stage, loaders: Sequence[NamedLoader], policy: ValidationPolicy) -> None:
         self.run, self.stage, self.loaders, self.policy = run, stage, list(loaders), policy
-        names, hooks, task = _NAMES[stage], run.hooks, run.task
-        self._title = names.title
+        prefix, hooks, task = _PREFIXES[stage], run.hooks, run.task
         step = task.validation_step if stage == "validate" else task.test_step
-        self._step = run.bind(fit_arguments(step, 3 if len(self.loaders) > 1 else 2))
-        self._start, self._end = hooks.of(f"on_{names.prefix}_start"), hooks.of(f"on_{names.prefix}_end")
-        self._epoch_start, self._epoch_end = (
-            hooks.of(f"on_{names.prefix}_epoch_start"),
-            hooks.of(f"on_{names.prefix}_epoch_end"),
-        )
+        self._step = run.bind(fit_arguments(step, 3 if len(self.loaders) > 1 else 2), evaluates=True)
+        self._start, self._end = hooks.of(f"on_{prefix}_start"), hooks.of(f"on_{prefix}_end")
+        self._epoch_start, self._epoch_end = hooks.of(f"on_{prefix}_epoch_start"), hooks.of(f"on_{prefix}_epoch_end")
         # Lightning lets dataloader_idx be left out of a hook's signature.
-        self._batch_start = [fit_arguments(hook, 3) for hook in hooks.of(f"on_{names.prefix}_batch_start")]
-        self._batch_end = [fit_arguments(hook, 4) for hook in hooks.of(f"on_{names.prefix}_batch_end")]
+        self._batch_start = [fit_arguments(hook, 3) for hook in hooks.of(f"on_{prefix}_batch_start")]
+        self._batch_end = [fit_arguments(hook, 4) for hook in hooks.of(f"on_{prefix}_batch_end")]
         self._log_hooks = hooks.of_callbacks("on_log")
         self._model_eval = task.on_validation_model_eval if stage == "validate" else task.on_test_model_eval
         self._model_train = task.on_validation_model_train if stage == "validate" else task.on_test_model_train
         self._keys = [f"{stage}/{number}" for number in range(len(self.loaders))]
-        self._suffixes = [
+        self.suffixes = [
             f"/{loader.name or f'dataloader_idx_{number}'}" if len(self.loaders) > 1 else ""
             for number, loader in enumerate(self.loaders)
         ]
@@ -84,28 +71,28 @@ class EvaluateLoop:
             most_batches: of each loader.
             sanity: the values are thrown away.
         """
-        run, metrics = self.run, self.run.metrics
-        guard = torch.inference_mode() if self.policy.inference_mode else torch.no_grad()
-        with modes_kept(run.task), guard:
+        run, metrics, lengths = self.run, self.run.metrics, [min(most_batches, each.length) for each in self.loaders]
+        with evaluating(run, self.policy):
             self._model_eval()
-            self._level("epoch")
+            self._level_of_epoch()
             for hook in self._start:
                 hook()
             for hook in self._epoch_start:
                 hook()
-            seen = [
-                self._evaluate_loader(number, loader, min(most_batches, loader.length))
-                for number, loader in enumerate(self.loaders)
-            ]
-            self._level("epoch")
+            run.reporter.start(self.stage, sum(lengths), lasting=not sanity)
+            done = 0
+            for number, length in enumerate(lengths):
+                done = self._evaluate_loader(number, length, done)
+            self._level_of_epoch()
             for hook in self._epoch_end:
                 hook()
-            if sanity:
-                metrics.forget(self._keys)
-                reported: dict[str, float] = {}
-            else:
-                reported = metrics.commit(self._keys, run.trainer.progress.steps)
-            run.reporter.finish(sum(seen), reported)
+            reported: dict[str, float] = {}
+            with ordinary_tensors():
+                if sanity:
+                    metrics.forget(self._keys)
+                else:
+                    reported = metrics.commit(self._keys, run.trainer.progress.steps)
+            run.reporter.finish(done, reported)
             for hook in self._end:
                 hook()
             self._model_train()
@@ -113,55 +100,55 @@ class EvaluateLoop:
             run.trainer.record.log(reported, self._log_hooks)
         return reported
 
-    def _level(self, level: Literal["batch", "epoch"]) -> None:
+    def _level_of_epoch(self) -> None:
         self.run.metrics.enter(self._keys[0], training=False)
-        self.run.metrics.level = level
+        self.run.metrics.level = "epoch"
 
-    def _evaluate_loader(self, number: int, loader: NamedLoader, length: float) -> int:
-        run, metrics, reporter = self.run, self.run.metrics, self.run.reporter
-        metrics.enter(self._keys[number], training=False, suffix=self._suffixes[number])
-        if number == 0:
-            reporter.start(
-                self._title,
-                sum(each.length if math.isinf(length) else min(each.length, length) for each in self.loaders),
-            )
+    def _evaluate_loader(self, number: int, length: float, done: int) -> int:
+        """Evaluate on one loader and return `done` plus its batches."""
+        run, metrics, reporter, loader = self.run, self.run.metrics, self.run.reporter, self.loaders[number]
+        metrics.enter(self._keys[number], training=False, suffix=self.suffixes[number])
         place = (number,) if len(self.loaders) > 1 else ()
         batch_idx = -1
-        for batch_idx, batch in enumerate(feed(loader.loader, length, run.transfer(number))):
+        for batch_idx, batch in enumerate(feed(loader.loader, length, run.transfer(number, evaluates=True))):
             metrics.batch = batch
             for hook in self._batch_start:
                 hook(batch, batch_idx, number)
             outputs = self._step(batch, batch_idx, *place)
             for hook in self._batch_end:
                 hook(outputs, batch, batch_idx, number)
+            outputs = None
             if time.perf_counter() >= reporter.next_refresh:
-                reporter.refresh(time.perf_counter(), batch_idx + 1, {})
+                reporter.refresh(time.perf_counter(), done + batch_idx + 1, {})
         metrics.batch = None
         if batch_idx < 0 and length:
-            raise ValueError(
-                explain(
-                    f"The {self.stage} loader {loader.name or number} yielded no batch",
-                    got=loader.loader,
-                    fix="check its data set; an iterator that was used up cannot be iterated over again",
-                )
-            )
-        return batch_idx + 1
+            raise ValueError(no_batch(self.stage, loader, number))
+        return done + batch_idx + 1
+
+
+def no_batch(stage: str, loader: NamedLoader, number: int) -> str:
+    """Return the error text for a loader that turns out to be empty."""
+    return explain(
+        f"The {stage} loader {loader.name or number} yielded no batch",
+        got=loader.loader,
+        fix="check its data set; an iterator that was used up cannot be iterated over again",
+    )
 
 
 def results(loop: EvaluateLoop, values: dict[str, float]) -> list[dict[str, float]]:
     """Split the metrics of an evaluation by loader, as `Trainer.validate` returns them: one dict per loader."""
     if len(loop.loaders) == 1:
         return [values]
-    suffixes = loop._suffixes
+    suffixes = loop.suffixes
     shared = {name: value for name, value in values.items() if not name.endswith(tuple(suffixes))}
     return [
         {**{name: value for name, value in values.items() if name.endswith(suffix)}, **shared} for suffix in suffixes
     ]
 
 
-def sanity_check(loop: EvaluateLoop, batches: int) -> None:
+def sanity_check(loop: EvaluateLoop, batches: float) -> None:
     """Validate on a few batches, so that a mistake in validation shows before an epoch is spent."""
-    run: Any = loop.run
+    run = loop.run
     run.call("on_sanity_check_start")
     loop.evaluate(most_batches=batches, sanity=True)
     run.call("on_sanity_check_end")

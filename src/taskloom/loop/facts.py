@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from taskloom.accelerators import Accelerator
-from taskloom.callbacks import Callback
+from taskloom.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from taskloom.checkpoint import CheckpointKeeper
 from taskloom.core.data import DataModule
 from taskloom.core.errors import explain
@@ -22,8 +22,10 @@ from taskloom.core.transfer import count_samples
 from taskloom.data import NamedLoader
 from taskloom.fabric import Fabric
 from taskloom.loggers import Logger
+from taskloom.loop.settings import Settings
 from taskloom.optim import SchedulerConfig, TaskOptimizer
 from taskloom.precision import Precision
+from taskloom.report import ProgressReporter
 from taskloom.strategies import Strategy
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class TrainerState:
 class Parts:
     """What the stage in hand, or else the last one, is made of."""
 
+    stage: StageName | None = None
     run: Run | None = None
     fit: FitLoop | None = None
     saver: Saver | None = None
@@ -66,15 +69,13 @@ class Parts:
     keepers: list[CheckpointKeeper] = field(default_factory=list)
 
 
-class Facts:
-    """Read-only facts about a run; the constructor of `Trainer` fills what they are read from."""
+class GraphFacts:
+    """Facts about the graph, the counters and the stage; the constructor of `Trainer` fills what they are read from."""
 
     fabric: Fabric
     progress: Progress
+    settings: Settings
     state: TrainerState
-    callbacks: list[Callback]
-    record: Record
-    num_sanity_val_steps: int
     parts: Parts
 
     # The graph --------------------------------------------------------------------------------------------------------
@@ -153,13 +154,15 @@ class Facts:
 
     @property
     def is_accumulating(self) -> bool:
-        """Whether the batch just trained on was not followed by an optimizer step."""
-        return self.parts.fit is not None and self.parts.fit.optimization.window.filled > 0
+        """Whether the window of the batch in hand goes on after it, so that no optimizer step follows it."""
+        return self.parts.fit is not None and not self.parts.fit.optimization.completes
 
     @property
     def accumulate_grad_batches(self) -> int:
         """Micro-batches per optimizer step now; set it at the start of an epoch to change it for that epoch."""
-        return self.parts.fit.optimization.window.batches if self.parts.fit is not None else 1
+        if self.parts.fit is not None:
+            return self.parts.fit.optimization.window.batches
+        return self.settings.accumulation.at_epoch(self.progress.epochs)
 
     @accumulate_grad_batches.setter
     def accumulate_grad_batches(self, batches: int) -> None:
@@ -224,6 +227,38 @@ class Facts:
         """Whether the last stage was ended by Ctrl-C."""
         return self.state.status == "interrupted"
 
+    # Parts ------------------------------------------------------------------------------------------------------------
+
+    def _run(self, name: str) -> Run:
+        if self.parts.run is None:
+            raise RuntimeError(
+                explain(
+                    f"Trainer.{name} is not known yet",
+                    why="no stage has been started",
+                    fix="read it in a hook or after fit, validate, test or predict",
+                )
+            )
+        return self.parts.run
+
+    def _fit_loop(self, name: str) -> FitLoop:
+        if self.parts.fit is None:
+            raise RuntimeError(
+                explain(
+                    f"Trainer.{name} is not possible now",
+                    why="no fit is running",
+                    fix="call it from a step or a hook of fit",
+                )
+            )
+        return self.parts.fit
+
+
+class Facts(GraphFacts):
+    """Facts about the task, its data, its metrics and what is written."""
+
+    callbacks: list[Callback]
+    active_callbacks: list[Callback]
+    record: Record
+
     # Task, data, optimizers -------------------------------------------------------------------------------------------
 
     @property
@@ -280,12 +315,12 @@ class Facts:
     @property
     def val_dataloaders(self) -> list[Any]:
         """The validation loaders as they were passed."""
-        return [each.loader for each in self.parts.evaluated] if self.state.stage != "test" else []
+        return [each.loader for each in self.parts.evaluated] if self.parts.stage in ("fit", "validate") else []
 
     @property
     def test_dataloaders(self) -> list[Any]:
         """The test loaders as they were passed."""
-        return [each.loader for each in self.parts.evaluated] if self.state.stage == "test" else []
+        return [each.loader for each in self.parts.evaluated] if self.parts.stage == "test" else []
 
     @property
     def predict_dataloaders(self) -> list[Any]:
@@ -300,12 +335,12 @@ class Facts:
     @property
     def num_val_batches(self) -> list[float]:
         """Validation batches of each loader after the limit."""
-        return [each.length for each in self.parts.evaluated] if self.state.stage != "test" else []
+        return [each.length for each in self.parts.evaluated] if self.parts.stage in ("fit", "validate") else []
 
     @property
     def num_test_batches(self) -> list[float]:
         """Test batches of each loader after the limit."""
-        return [each.length for each in self.parts.evaluated] if self.state.stage == "test" else []
+        return [each.length for each in self.parts.evaluated] if self.parts.stage == "test" else []
 
     @property
     def num_predict_batches(self) -> list[float]:
@@ -315,7 +350,7 @@ class Facts:
     @property
     def num_sanity_val_batches(self) -> list[float]:
         """Validation batches of each loader that the sanity check runs."""
-        return [min(length, self.num_sanity_val_steps) for length in self.num_val_batches]
+        return [min(length, self.settings.sanity_batches) for length in self.num_val_batches]
 
     @property
     def enable_validation(self) -> bool:
@@ -335,6 +370,33 @@ class Facts:
         """Samples per optimizer step: micro-batch × accumulation × data-parallel ranks; None if a batch hides it."""
         size = self.micro_batch_size
         return None if size is None else size * self.accumulate_grad_batches * self.strategy.data_parallel_size
+
+    # Callbacks --------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_callbacks(self) -> list[ModelCheckpoint]:
+        """The callbacks that save; the Trainer's own policies are in `checkpoints`."""
+        return [each for each in self.active_callbacks if isinstance(each, ModelCheckpoint)]
+
+    @property
+    def checkpoint_callback(self) -> ModelCheckpoint | None:
+        """The first of them."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def early_stopping_callbacks(self) -> list[EarlyStopping]:
+        """The callbacks that end training by a metric."""
+        return [each for each in self.active_callbacks if isinstance(each, EarlyStopping)]
+
+    @property
+    def early_stopping_callback(self) -> EarlyStopping | None:
+        """The first of them."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> ProgressReporter:
+        """What shows the progress, which is no callback here; Lightning's name."""
+        return self.record.reporter
 
     # Metrics ----------------------------------------------------------------------------------------------------------
 
@@ -408,27 +470,3 @@ class Facts:
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint."""
         return next((keeper.last_path for keeper in self.parts.keepers if keeper.last_path), None)
-
-    # Parts ------------------------------------------------------------------------------------------------------------
-
-    def _run(self, name: str) -> Run:
-        if self.parts.run is None:
-            raise RuntimeError(
-                explain(
-                    f"Trainer.{name} is not known yet",
-                    why="no stage has been started",
-                    fix="read it in a hook or after fit, validate, test or predict",
-                )
-            )
-        return self.parts.run
-
-    def _fit_loop(self, name: str) -> FitLoop:
-        if self.parts.fit is None:
-            raise RuntimeError(
-                explain(
-                    f"Trainer.{name} is not possible now",
-                    why="no fit is running",
-                    fix="call it from a step or a hook of fit",
-                )
-            )
-        return self.parts.fit

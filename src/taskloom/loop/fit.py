@@ -1,8 +1,8 @@
-"""The fit loop. What follows is a contract, held by a test that counts and orders every hook.
+"""The fit loop. What follows is a contract, held by tests that trace every hook (tests/loop/traces).
 
 ```
-configure_callbacks → prepare_data → setup("fit") → configure_model → train_dataloader → wrap
-→ configure_optimizers → restore → on_fit_start
+configure_callbacks → prepare_data → setup("fit") → configure_model → train_dataloader → val_dataloader → wrap
+→ configure_optimizers → restore (on_load_checkpoint) → on_fit_start
 → on_sanity_check_start → a few validation batches → on_sanity_check_end
 on_train_start
   on_train_epoch_start
@@ -11,20 +11,24 @@ on_train_start
         (gradients can be read until here, and are gone before the forward pass)
       training_step → on_before_backward → backward → on_after_backward
       [window complete] on_before_optimizer_step (gradients unscaled, not yet clipped)
-        → clip → optimizer.step → scheduler.step
-    on_train_batch_end → metrics flushed if due → on_log
-    [the epoch's last batch] schedulers by epoch
-    [due at this step] validation → its metrics committed → early stopping
-      → schedulers that watch a metric → checkpoint
+        → configure_gradient_clipping → optimizer.step → schedulers by step
+    on_train_batch_end
+    [due at this step] metrics flushed → on_log
+      → on_validation_model_zero_grad → validation → its metrics committed → early stopping → on_log
+      → schedulers by step that watch a metric → checkpoint (on_save_checkpoint)
+  [the epoch's last batch] schedulers by epoch → what is due at this step, but the checkpoint
   on_train_epoch_end → the epoch's metrics committed → on_log → on_train_epoch_end of callbacks that monitor
-  [due at this epoch] schedulers that watch a metric → checkpoint
+  → schedulers by epoch that watch a metric → [due at this step or epoch] checkpoint
 on_train_end → [if the last step is in no checkpoint] checkpoint → on_fit_end → teardown
-(on_exception on the way out of any failure)
+(on_exception on the way out of any failure, then teardown)
 ```
 
-Within one moment callbacks run before the task. What is due is looked for between windows only, so a checkpoint never
-splits one. A training that is ended by `max_steps`, `max_time` or `should_stop` in the middle of an epoch still ends
-that epoch's hooks, but does not count the epoch.
+Within one moment callbacks run before the task, in `setup` and `teardown` the data module before both. A training step
+that runs inside a closure (`optimizer_step` is overridden, or the optimizer is LBFGS) has the same hooks in the same
+order. What is due is looked for between windows only, so a checkpoint never splits one. A training that is ended by
+`max_steps`, `max_time`, a fraction of `max_epochs` or `should_stop` in the middle of an epoch still ends that epoch's
+hooks, but does not count the epoch, and its schedulers by epoch do not step. A run that is resumed in the middle of an
+epoch calls on_train_epoch_start again.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ from taskloom.core.policies import Accumulation, LogPolicy, ValidationPolicy
 from taskloom.core.progress import Progress
 from taskloom.core.task import TaskModule
 from taskloom.core.transfer import count_samples
-from taskloom.data import NamedLoader, feed
+from taskloom.data import NamedLoader
 from taskloom.data.loaders import with_last
 from taskloom.loop.evaluate import EvaluateLoop
 from taskloom.loop.limits import Limits
@@ -75,8 +79,10 @@ class FitLoop:
 
     Attributes:
         running: batches are being trained on, so Ctrl-C waits for the end of a step.
-        is_last_batch: the batch in hand is the last of its epoch; kept up to date where a hook could ask.
+        is_last_batch: the batch in hand is the last of its epoch.
     """
+
+    _clock = staticmethod(time.perf_counter)
 
     def __init__(
         self,
@@ -94,7 +100,7 @@ class FitLoop:
         self.run_parts, self.loader, self.optimization, self.validation = run, loader, optimization, validation
         self.limits, self.saver, self.accumulation, self.logs = limits, saver, accumulation, logs
         self.progress: Progress = run.trainer.progress
-        self.is_last_batch = False
+        self.running = self.is_last_batch = False
         self.training_loss, self._losses = 0.0, 0
         trigger = partial(Trigger, batches_per_epoch=loader.length, total_steps=limits.total_steps)
         self._log_trigger = trigger(logs.interval())
@@ -105,6 +111,9 @@ class FitLoop:
             else trigger(Interval.parse(policy.every), start_after=start_after)
         )
         saver.plan(trigger)
+        self._triggers = [self._log_trigger, *saver.triggers]
+        if self._validation_trigger is not None:
+            self._triggers.append(self._validation_trigger)
         hooks = run.hooks
         self._epoch_start = hooks.of("on_train_epoch_start")
         self._epoch_end = hooks.of_callbacks("on_train_epoch_end", monitoring=False) + hooks.of_task(
@@ -114,27 +123,28 @@ class FitLoop:
         self._batch_start, self._batch_end = hooks.of("on_train_batch_start"), hooks.of("on_train_batch_end")
         self._log_hooks = hooks.of_callbacks("on_log")
         self._tokens = overridden(run.task, "num_tokens", TaskModule)
-        self._next_check = 0.0
-        self._next_time = 0.0
-        self._began = 0.0
-        self.running = False
+        self._shown_skips = (0, 0)
+        self._next_check = self._next_time = self._due_time = self._began = 0.0
 
     # Running ----------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train until a limit is reached or a stop is asked for."""
         run, progress = self.run_parts, self.progress
-        self._began = time.perf_counter() - progress.seconds
-        for trigger in (self._log_trigger, self._validation_trigger, *self.saver.triggers):
-            if trigger is not None:
-                trigger.begin(progress)
+        self._began = self._clock() - progress.seconds
+        self._shown_skips = (progress.skipped_batches, progress.skipped_steps)
+        for trigger in self._triggers:
+            trigger.begin(progress)
         run.metrics.enter(_TRAIN, training=True)
         run.metrics.level = "epoch"
         run.call("on_train_start")
         self.running = True
-        while not self.limits.reached(progress) and not self._stopping():
-            self._epoch()
-        self.running = False
+        try:
+            while not self._is_over():
+                self._epoch()
+            run.trainer.take_requests()  # a Ctrl-C in the last moments of an epoch
+        finally:
+            self.running = False
         run.call("on_train_end")
         self.saver.at_end()
 
@@ -145,15 +155,14 @@ class FitLoop:
     def _epoch(self) -> None:
         run, progress, optimization, metrics = self.run_parts, self.progress, self.optimization, self.run_parts.metrics
         self._begin_epoch()
-        train_batch, window, reporter = optimization.train_batch, optimization.window, run.reporter
-        batch_start, batch_end, tokens, clock = self._batch_start, self._batch_end, self._tokens, time.perf_counter
-        started_at = progress.micro_batches
-        ended, left = True, False
+        train_batch, window = optimization.train_batch, optimization.window
+        batch_start, batch_end, tokens, clock = self._batch_start, self._batch_end, self._tokens, self._clock
+        last, batch, output, in_full = None, None, None, True
         for last, batch in self._batches():
             metrics.batch = batch
             batch_idx = progress.batches_in_epoch
+            self.is_last_batch = last
             if batch_start and -1 in [hook(batch, batch_idx) for hook in batch_start]:
-                left = True
                 break
             output = train_batch(batch, batch_idx, last)
             progress.batches_in_epoch = batch_idx + 1
@@ -162,20 +171,21 @@ class FitLoop:
             if tokens is not None:
                 progress.tokens += tokens(batch)
             if batch_end:
-                self.is_last_batch = last
                 outputs = _for_hooks(output)
                 for hook in batch_end:
                     hook(outputs, batch, batch_idx)
+                outputs = None
+            output = None  # what a step returned beside its loss must not outlive it
             now = clock()
             if now >= self._next_time:
                 self._on_time(now)
             if progress.micro_batches >= self._next_check and not window.filled and not last:
                 self._between_windows(epoch_ended=False)
-                if self.limits.reached(progress) or self._stopping():
-                    ended = False
+                if self._is_over():
+                    in_full = False
                     break
-        metrics.batch = None
-        if progress.micro_batches == started_at and not progress.batches_in_epoch and not left:
+        metrics.batch = batch = None
+        if last is None and not progress.batches_in_epoch:
             raise ValueError(
                 explain(
                     "The training loader yielded no batch",
@@ -184,76 +194,73 @@ class FitLoop:
                     fix="check its data set; an iterator that was used up cannot be iterated over again",
                 )
             )
-        optimization.finish_epoch(progress.batches_in_epoch)
-        self._finish_epoch(ended)
-        reporter.finish(
-            progress.batches_in_epoch if not ended else int(min(self.loader.length, 2**62)),
-            metrics.progress_bar_metrics,
-        )
+        optimization.finish_epoch(max(progress.batches_in_epoch - 1, 0))
+        part_done = progress.batches_in_epoch >= self.limits.batches_of(progress.epochs) < self.loader.length
+        batches = progress.batches_in_epoch
+        self._finish_epoch(in_full and not part_done)
+        run.reporter.finish(batches, metrics.progress_bar_metrics)
 
     def _begin_epoch(self) -> None:
         run, progress = self.run_parts, self.progress
         run.metrics.enter(_TRAIN, training=True)
         run.metrics.level = "epoch"
         self.optimization.window.batches = self.accumulation.at_epoch(progress.epochs)
-        self.saver.epoch_begins()
+        self.saver.position.begin_epoch()
         for hook in self._epoch_start:
             hook()
         run.metrics.level = "batch"
         run.reporter.start(
-            epoch_title(progress.epochs, self.limits.epochs_shown), self.loader.length, done=progress.batches_in_epoch
+            epoch_title(progress.epochs, self.limits.epochs_shown),
+            self.limits.batches_of(progress.epochs),
+            done=progress.batches_in_epoch,
         )
         self._plan()
 
     def _batches(self) -> Iterator[tuple[bool, Any]]:
         """Yield batches with whether each is the epoch's last, from the position of the counters on."""
-        loader, done = self.loader, self.progress.batches_in_epoch
-        length = loader.length
-        if loader.exact:
-            remaining = int(length) - done
-            batches = (
-                self.saver.resumed_feed(loader, self.run_parts.transfer())
-                if done
-                else feed(loader.loader, length, self.run_parts.transfer())
-            )
-            return zip(chain(repeat(False, remaining - 1), (True,)), batches, strict=False)
-        batches = (
-            self.saver.resumed_feed(loader, self.run_parts.transfer())
-            if done
-            else feed(loader.loader, length, self.run_parts.transfer())
-        )
+        progress, position = self.progress, self.saver.position
+        if position.epoch_read:
+            return iter(())
+        most = self.limits.batches_of(progress.epochs)
+        batches = position.batches(self.run_parts.transfer(), most)
+        if self.loader.exact:
+            return zip(chain(repeat(False, int(most) - progress.batches_in_epoch - 1), (True,)), batches, strict=False)
         return ((last, batch) for batch, last in with_last(batches))
 
     # Between windows --------------------------------------------------------------------------------------------------
 
-    def _between_windows(self, *, epoch_ended: bool) -> None:
-        """Do what is due at this step, in the order of the contract."""
+    def _between_windows(self, *, epoch_ended: bool) -> bool:
+        """Do what is due at this step, in the order of the contract.
+
+        Args:
+            epoch_ended: the epoch is about to end; a checkpoint waits until it has, so that it is resumed after it.
+
+        Returns:
+            Whether a checkpoint that was asked for waits.
+        """
         run, progress = self.run_parts, self.progress
-        progress.seconds = time.perf_counter() - self._began
+        progress.seconds = self._clock() - self._began
         progress.skipped_batches = self.optimization.window.skipped
         requests = run.trainer.take_requests()
         if self._log_trigger.due(progress) or "log" in requests or (self.logs.first_step and progress.steps == 1):
             self._flush()
         due = self._validation_trigger is not None and self._validation_trigger.due(progress, epoch_ended=epoch_ended)
         if self.validation is not None and (due or "validate" in requests):
-            self._validate()
-        self.saver.if_due(at_epoch_end=False, requested="save" in requests)
+            self._validate(self.validation)
+        if not epoch_ended:
+            self._save(requested="save" in requests)
         self._plan()
+        return epoch_ended and "save" in requests
 
     def _plan(self) -> None:
         """Work out how many batches and seconds may pass before anything can be due."""
-        progress = self.progress
-        triggers = [
-            trigger
-            for trigger in (self._log_trigger, self._validation_trigger, *self.saver.triggers)
-            if trigger is not None
-        ]
-        waits = [trigger.wait(progress) for trigger in triggers]
-        if self.logs.first_step and progress.steps == 0:
+        progress, trainer = self.progress, self.run_parts.trainer
+        waits = [trigger.wait(progress) for trigger in self._triggers]
+        if trainer.is_asked or (self.logs.first_step and progress.steps == 0):
             waits.append(1)
         self._next_check = progress.micro_batches + min([*waits, self.limits.wait(progress)])
-        seconds = min([*(trigger.wait_seconds(progress) for trigger in triggers), self.limits.wait_seconds(progress)])
-        self._due_time = time.perf_counter() + seconds
+        seconds = [trigger.wait_seconds(progress) for trigger in self._triggers]
+        self._due_time = self._clock() + min([*seconds, self.limits.wait_seconds(progress)])
         self._next_time = min(self._due_time, self.run_parts.reporter.next_refresh)
 
     def _on_time(self, now: float) -> None:
@@ -267,26 +274,40 @@ class FitLoop:
         self._next_time = min(self._due_time, reporter.next_refresh)
 
     def _flush(self) -> None:
+        progress = self.progress
+        self._read_losses()
+        reported = self.run_parts.metrics.flush(progress.steps)
+        skips = (progress.skipped_batches, progress.skipped_steps)
+        if skips != self._shown_skips:
+            self._shown_skips = skips
+            reported.update(skipped_batches=skips[0], skipped_steps=skips[1])
+        self.run_parts.trainer.record.log(reported, self._log_hooks)
+
+    def _read_losses(self) -> None:
         total, count = self.optimization.window.take_loss()
         self.training_loss, self._losses = self.training_loss + total, self._losses + count
-        self.run_parts.trainer.record.log(self.run_parts.metrics.flush(self.progress.steps), self._log_hooks)
 
-    def _validate(self) -> None:
+    def _validate(self, validation: EvaluateLoop) -> None:
         run = self.run_parts
-        assert_validation = self.validation
-        if assert_validation is None:
-            return
         run.task.on_validation_model_zero_grad()
         with generators_kept(run.strategy), run.trainer.staged("validate"):
-            assert_validation.evaluate()
+            validation.evaluate()
         run.metrics.enter(_TRAIN, training=True)
         self.optimization.schedulers.after_validation()
 
-    def _finish_epoch(self, ended: bool) -> None:
-        run, progress = self.run_parts, self.progress
-        if ended:
-            self.optimization.schedulers.after_epoch_batches()
-        self._between_windows(epoch_ended=ended)
+    def _save(self, *, requested: bool) -> None:
+        due = self.saver.due(requested=requested)
+        if due:
+            self._read_losses()  # weights that a loss of NaN has spoilt are not worth keeping
+            self.saver.save(due)
+
+    def _finish_epoch(self, in_full: bool) -> None:
+        run, progress, schedulers = self.run_parts, self.progress, self.optimization.schedulers
+        position = self.saver.position
+        if in_full and not position.epoch_read:
+            position.epoch_read = True
+            schedulers.after_epoch_batches()
+        save_asked = self._between_windows(epoch_ended=in_full)
         self._flush()
         run.metrics.enter(_TRAIN, training=True)
         run.metrics.level = "epoch"
@@ -297,15 +318,16 @@ class FitLoop:
             run.trainer.record.log(reported, self._log_hooks)
         for hook in self._epoch_end_monitors:
             hook()
-        if ended:
-            self.optimization.schedulers.after_epoch()
+        if in_full:
+            schedulers.after_epoch()
             progress.epochs += 1
             progress.batches_in_epoch = 0
-            self.saver.if_due(at_epoch_end=True)
+            position.epoch_read = False
+            self._save(requested=save_asked)
 
-    def _stopping(self) -> bool:
+    def _is_over(self) -> bool:
         trainer = self.run_parts.trainer
-        return trainer.should_stop and self.limits.may_stop(self.progress)
+        return self.limits.reached(self.progress) or (trainer.should_stop and self.limits.may_stop(self.progress))
 
     @property
     def mean_training_loss(self) -> float:

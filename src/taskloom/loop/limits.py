@@ -31,7 +31,7 @@ class Limits:
         self._epochs, self._steps, self._seconds = epochs, steps, seconds
         self._max_epochs = math.inf if epochs.max is None else epochs.max
         self._max_steps = math.inf if steps.max is None else steps.max
-        self._max_batches = math.inf
+        self._length, self._part = batches_per_epoch, math.inf
         if math.isfinite(self._max_epochs) and self._max_epochs != int(self._max_epochs):
             if math.isinf(batches_per_epoch):
                 raise ValueError(
@@ -41,7 +41,7 @@ class Limits:
                         fix="use a whole number of epochs, or max_steps",
                     )
                 )
-            self._max_batches = round(self._max_epochs * batches_per_epoch)
+            self._part = part_of_epoch(self._max_epochs - int(self._max_epochs), batches_per_epoch)
         self.total_steps = min(self._max_steps, _steps_of(self._max_epochs, batches_per_epoch, accumulation))
 
     @property
@@ -49,13 +49,17 @@ class Limits:
         """The number of epochs to show as the total, None when another bound ends the training."""
         return math.ceil(self._max_epochs) if math.isfinite(self._max_epochs) else None
 
+    def batches_of(self, epoch: int) -> float:
+        """Return how many batches of an epoch are trained on: all, or in the last one the part that is asked for."""
+        return self._part if epoch > self._max_epochs - 1 else self._length
+
     def reached(self, progress: Progress) -> bool:
         """Return whether training is over."""
-        return (
-            progress.steps >= self._max_steps
-            or progress.epochs >= self._max_epochs
-            or progress.micro_batches >= self._max_batches
-            or progress.seconds >= self._seconds
+        return progress.steps >= self._max_steps or progress.seconds >= self._seconds or self._epochs_reached(progress)
+
+    def _epochs_reached(self, progress: Progress) -> bool:
+        return progress.epochs >= self._max_epochs or (
+            progress.epochs >= self._max_epochs - 1 and progress.batches_in_epoch >= self._part
         )
 
     def reason(self, progress: Progress) -> str:
@@ -64,15 +68,15 @@ class Limits:
             return f"max_steps={self._max_steps:g} reached"
         if progress.seconds >= self._seconds:
             return f"max_time={self._seconds:g} s reached"
-        return f"max_epochs={self._max_epochs:g} reached" if self.reached(progress) else ""
+        return f"max_epochs={self._max_epochs:g} reached" if self._epochs_reached(progress) else ""
 
     def may_stop(self, progress: Progress) -> bool:
         """Return whether `should_stop` may end the training yet."""
         return progress.steps >= self._steps.min and progress.epochs >= self._epochs.min
 
     def wait(self, progress: Progress) -> float:
-        """Return how many batches must pass at least before a bound in steps or batches can be reached."""
-        return max(1.0, min(self._max_steps - progress.steps, self._max_batches - progress.micro_batches))
+        """Return how many batches must pass at least before the bound in steps can be reached."""
+        return max(1.0, self._max_steps - progress.steps)
 
     def wait_seconds(self, progress: Progress) -> float:
         """Return how many seconds are left."""
@@ -88,6 +92,11 @@ def no_bound() -> str:
     )
 
 
+def part_of_epoch(part: float, batches_per_epoch: float) -> int:
+    """Return the batches in a part of an epoch; a part of a batch is a batch."""
+    return math.ceil(part * batches_per_epoch - 1e-9)
+
+
 def _steps_of(epochs: float, batches_per_epoch: float, accumulation: Accumulation) -> float:
     if math.isinf(epochs) or math.isinf(batches_per_epoch):
         return math.inf
@@ -98,5 +107,5 @@ def _steps_of(epochs: float, batches_per_epoch: float, accumulation: Accumulatio
         steps = whole * rounded(batches_per_epoch / accumulation.at_epoch(0))
     else:
         steps = sum(rounded(batches_per_epoch / accumulation.at_epoch(epoch)) for epoch in range(whole))
-    rest = round((epochs - whole) * batches_per_epoch)
+    rest = part_of_epoch(epochs - whole, batches_per_epoch)
     return steps + rounded(rest / accumulation.at_epoch(whole))

@@ -17,11 +17,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from taskloom.core.policies import ValidationPolicy
 from taskloom.data import NamedLoader, feed
-from taskloom.loop.run import Run, fit_arguments, modes_kept
+from taskloom.loop.evaluate import no_batch
+from taskloom.loop.evaluating import evaluating
+from taskloom.loop.run import Run, fit_arguments
 
 
 def predict(run: Run, loaders: Sequence[NamedLoader], policy: ValidationPolicy, *, keep: bool = True) -> list[Any]:
@@ -38,11 +38,12 @@ def predict(run: Run, loaders: Sequence[NamedLoader], policy: ValidationPolicy, 
         The outputs in order; a list per loader when there are several.
     """
     hooks, task, reporter = run.hooks, run.task, run.reporter
-    step = run.bind(fit_arguments(task.predict_step, 3 if len(loaders) > 1 else 2))
+    step = run.bind(fit_arguments(task.predict_step, 3 if len(loaders) > 1 else 2), evaluates=True)
+    precision = run.evaluation_precision or run.strategy.precision
     batch_start = [fit_arguments(hook, 3) for hook in hooks.of("on_predict_batch_start")]
     batch_end = [fit_arguments(hook, 4) for hook in hooks.of("on_predict_batch_end")]
     kept: list[list[Any]] = []
-    with modes_kept(task), torch.inference_mode() if policy.inference_mode else torch.no_grad():
+    with evaluating(run, policy):
         task.on_predict_model_eval()
         run.call("on_predict_start")
         run.call("on_predict_epoch_start")
@@ -51,10 +52,14 @@ def predict(run: Run, loaders: Sequence[NamedLoader], policy: ValidationPolicy, 
         for number, loader in enumerate(loaders):
             outputs_of_loader: list[Any] = []
             place = (number,) if len(loaders) > 1 else ()
-            for batch_idx, batch in enumerate(feed(loader.loader, loader.length, run.transfer(number))):
+            batch_idx = -1
+            batches = feed(loader.loader, loader.length, run.transfer(number, evaluates=True))
+            for batch_idx, batch in enumerate(batches):
                 for hook in batch_start:
                     hook(batch, batch_idx, number)
                 outputs = step(batch, batch_idx, *place)
+                if precision.converts_output:
+                    outputs = precision.convert_output(outputs)
                 for hook in batch_end:
                     hook(outputs, batch, batch_idx, number)
                 if keep:
@@ -62,6 +67,8 @@ def predict(run: Run, loaders: Sequence[NamedLoader], policy: ValidationPolicy, 
                 done += 1
                 if time.perf_counter() >= reporter.next_refresh:
                     reporter.refresh(time.perf_counter(), done, {})
+            if batch_idx < 0 and loader.length:
+                raise ValueError(no_batch("predict", loader, number))
             kept.append(outputs_of_loader)
         reporter.finish(done, {})
         run.call("on_predict_epoch_end")

@@ -26,36 +26,52 @@ if TYPE_CHECKING:
 class Record:
     """Writes and prints for a Trainer, on rank 0.
 
+    Args:
+        trainer: whose.
+        loggers: all of its.
+        reporter: prints.
+        shows: whether lines are printed at the start and at the end.
+        asked: the loggers were named rather than there by default, so an evaluation alone logs to them too.
+
     Attributes:
         folder: of the run, None until one is needed.
         run_id: told apart from every other run's; checkpoints carry it.
         config_text: YAML of the resolved configuration.
     """
 
-    def __init__(self, trainer: Trainer, loggers: LoggerGroup, reporter: ProgressReporter, *, shows: bool) -> None:
-        self._trainer, self.loggers, self.reporter, self.shows = trainer, loggers, reporter, shows
+    def __init__(
+        self, trainer: Trainer, loggers: LoggerGroup, reporter: ProgressReporter, *, shows: bool, asked: bool
+    ) -> None:
+        self._trainer, self.loggers, self.reporter, self.shows, self._asked = trainer, loggers, reporter, shows, asked
         self.folder: Path | None = None
         self.run_id = secrets.token_hex(8)
         self.config_text: str | None = None
         self._started_at, self._first_step = 0.0, 0
+        self._started = self._unfinished = False
 
     def open(self, task: TaskModule, reader: CheckpointReader | None) -> None:
         """Choose the folder of a fit, or go on in the one that a checkpoint lies in, and start the loggers."""
-        settings = self._trainer.settings
-        resumed = run_folder_of(reader.path) if reader is not None else None
-        if resumed is not None and reader is not None:
-            self.folder, self.run_id = resumed, reader.manifest.run_id
-        elif self.loggers.loggers or settings.policies:
-            self.folder, self.run_id = make_run_folder(settings.folder, type(task).__name__), secrets.token_hex(8)
-        if self.folder is None or not self._trainer.is_global_zero:
+        trainer, resumed = self._trainer, False
+        self.folder, self.run_id, self._started = None, secrets.token_hex(8), False
+        if trainer.settings.dry:
+            return
+        found = run_folder_of(reader.path) if reader is not None else None
+        if found is not None and reader is not None:
+            self.folder, self.run_id, resumed = found, reader.manifest.run_id, True
+        elif self.loggers.loggers or trainer.checkpoint_policies:
+            self.folder = make_run_folder(trainer.settings.folder, type(task).__name__)
+        if self.folder is None or not trainer.is_global_zero:
             return
         if self.config_text is not None:
             _write_config(self.folder, self.config_text)
         if reader is not None:
             self.loggers.load_state_dict(reader.state.get("loggers", {}))
-        self.loggers.start(
-            self.folder, run_name=self.folder.name, project=settings.folder.project, resumed=resumed is not None
-        )
+        self._start_loggers(self.folder, resumed=resumed)
+
+    def _start_loggers(self, folder: Path, *, resumed: bool) -> None:
+        self._started = self._unfinished = True
+        project = self._trainer.settings.folder.project
+        self.loggers.start(folder, run_name=folder.name, project=project, resumed=resumed)
 
     def begin(self, run: Run, reader: CheckpointReader | None) -> None:
         """Log the hyper-parameters and print what was chosen."""
@@ -90,19 +106,29 @@ class Record:
         trainer, shown = self._trainer, dict(metrics)
         if trainer.settings.logs.nan_filter:
             shown = {name: value for name, value in metrics.items() if isfinite(value)}
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._may_log():
             self.loggers.log_metrics(shown, step=trainer.progress.steps, epoch=trainer.progress.epochs)
         for hook in hooks:
             hook(metrics, trainer.progress.steps)
 
+    def _may_log(self) -> bool:
+        """Return whether there are started loggers; an evaluation without a fit before it starts those asked for."""
+        trainer = self._trainer
+        if not self._started and self._asked and self.loggers.loggers and not trainer.settings.dry:
+            self.folder = make_run_folder(trainer.settings.folder, type(trainer.task_module).__name__)
+            self._start_loggers(self.folder, resumed=False)
+        return self._started
+
     def end(self) -> None:
         """Close the loggers and print where everything is and what to type next."""
         trainer = self._trainer
-        if trainer.parts.fit is None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        self.loggers.finish(trainer.state.status)
+        if self._unfinished:
+            self._unfinished = False
+            self.loggers.finish(trainer.state.status)
         self.reporter.close()
-        if not self.shows:
+        if not self.shows or trainer.parts.fit is None:
             return
         configured = self.config_text is not None and self.folder is not None
         lines = closing_lines(

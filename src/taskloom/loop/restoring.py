@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from taskloom.checkpoint import CheckpointKeeper, CheckpointReader
+from taskloom.checkpoint import CheckpointKeeper, CheckpointReader, open_checkpoint
 from taskloom.core.errors import CheckpointError, explain
 from taskloom.loop.optimization import Optimization
+from taskloom.loop.position import restore_generators
 from taskloom.loop.run import Run
-from taskloom.loop.saving import Saver, restore_generators
+from taskloom.loop.saving import Saver, keyed
+
+
+@contextmanager
+def opened(path: Path | None) -> Generator[CheckpointReader | None, None, None]:
+    """Open a checkpoint, verified, for the length of a `with` block; None for None."""
+    if path is None:
+        yield None
+        return
+    reader = open_checkpoint(path, verify=True)
+    try:
+        yield reader
+    finally:
+        reader.close()
 
 
 def restore_weights(run: Run, reader: CheckpointReader) -> None:
@@ -42,9 +58,9 @@ def restore_training(
     run.strategy.precision.load_state_dict(state["precision"])
     trainer.progress.load_state_dict(state["progress"])
     optimization.window.skipped = trainer.progress.skipped_batches
-    for callback in trainer.callbacks:
-        if callback.state_key in state["callbacks"]:
-            callback.load_state_dict(state["callbacks"][callback.state_key])
+    for key, callback in keyed(trainer.active_callbacks).items():
+        if key in state["callbacks"]:
+            callback.load_state_dict(state["callbacks"][key])
     for keeper, kept in zip(keepers, state["keepers"], strict=False):
         keeper.load_state_dict(kept, resumed_from=reader.path)
     if run.datamodule is not None:

@@ -15,6 +15,7 @@ from taskloom.callbacks import Callback
 from taskloom.core.hooks import TransferHooks, overridden
 from taskloom.core.task import TaskModule
 from taskloom.metrics import MetricStore
+from taskloom.precision import Precision
 from taskloom.report.base import ProgressReporter
 from taskloom.strategies import Strategy
 
@@ -63,6 +64,7 @@ class Run:
         hooks: who takes part in which moment.
         metrics: what `log` fills.
         reporter: shows progress.
+        evaluation_precision: that evaluation runs in; None for the strategy's.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class Run:
         hooks: Hooks,
         metrics: MetricStore,
         reporter: ProgressReporter,
+        evaluation_precision: Precision | None = None,
     ) -> None:
+        self.evaluation_precision = evaluation_precision
         self.trainer, self.task, self.datamodule = trainer, task, datamodule
         self.hooks, self.metrics, self.reporter = hooks, metrics, reporter
         self.strategy: Strategy = trainer.strategy
@@ -84,8 +88,13 @@ class Run:
         for hook in self.hooks.of(name):
             hook(*arguments)
 
-    def transfer(self, dataloader_idx: int = 0) -> Callable[[Any], Any] | None:
-        """Return what moves a batch to the device, or None where there is nothing to do."""
+    def transfer(self, dataloader_idx: int = 0, *, evaluates: bool = False) -> Callable[[Any], Any] | None:
+        """Return what moves a batch to the device, or None where there is nothing to do.
+
+        Args:
+            dataloader_idx: number of the loader, passed to the hooks.
+            evaluates: the batch is evaluated, not trained on.
+        """
         owners = [owner for owner in (self.datamodule, self.task) if owner is not None]
 
         def own(name: str) -> Callable[..., Any] | None:
@@ -96,7 +105,7 @@ class Run:
             own("transfer_batch_to_device"),
             own("on_after_batch_transfer"),
         )
-        precision, device = self.strategy.precision, self.strategy.device
+        precision, device = self._precision(evaluates), self.strategy.device
         stays = device.type == "cpu" and move is None
         if stays and before is None and after is None and not precision.converts_input:
             return None
@@ -113,10 +122,10 @@ class Run:
 
         return transfer
 
-    def bind(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def bind(self, step: Callable[..., Any], *, evaluates: bool = False) -> Callable[..., Any]:
         """Return how a step of the task is called: through the wrapped module, under the precision's context."""
         bound = self.strategy.bind_step(self.module, step)
-        precision = self.strategy.precision
+        precision = self._precision(evaluates)
         if not precision.wraps_forward:
             return bound
 
@@ -125,6 +134,9 @@ class Run:
                 return bound(*arguments)
 
         return under_precision
+
+    def _precision(self, evaluates: bool) -> Precision:
+        return (self.evaluation_precision if evaluates else None) or self.strategy.precision
 
 
 def fit_arguments(step: Callable[..., Any], most: int) -> Callable[..., Any]:

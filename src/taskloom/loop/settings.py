@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from taskloom.callbacks import Callback
+from taskloom.callbacks.base import check_hook_names
 from taskloom.checkpoint import CheckpointPolicy
 from taskloom.core.errors import ConfigError, explain
 from taskloom.core.policies import (
@@ -17,13 +20,22 @@ from taskloom.core.policies import (
     RunFolder,
     ValidationPolicy,
 )
+from taskloom.loop.evaluating import evaluation_precision
+from taskloom.precision import Precision
+from taskloom.resolve import Graph
 
 Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The constructor's arguments, read."""
+    """The constructor's arguments, read.
+
+    Attributes:
+        sanity_batches: of each validation loader before training; `inf` for all.
+        dry: nothing is written.
+        evaluation_precision: of evaluation; None for that of training.
+    """
 
     epochs: Between
     steps: Between
@@ -36,6 +48,9 @@ class Settings:
     folder: RunFolder
     policies: tuple[CheckpointPolicy, ...]
     compile: bool | dict[str, Any]
+    sanity_batches: float = 2
+    dry: bool = False
+    evaluation_precision: Precision | None = None
 
 
 @dataclass
@@ -60,6 +75,36 @@ class ArgumentReader:
         reader: Any = kind
         read: Read | None = self.value(name, reader.of, value)
         return kind() if read is None else read
+
+    def evaluation_precision(self, settings: Settings, graph: Graph) -> Settings:
+        """Return the settings with the precision that their `ValidationPolicy` names."""
+        own = self.value("val_check_interval", lambda policy: evaluation_precision(policy, graph), settings.validation)
+        return replace(settings, evaluation_precision=own)
+
+
+def sanity_batches_of(batches: Any) -> float:
+    """Read the `num_sanity_val_steps` of a `Trainer`; -1 is all batches."""
+    if isinstance(batches, bool) or not isinstance(batches, int) or batches < -1:
+        raise ValueError(
+            explain("num_sanity_val_steps is a whole number of batches", got=batches, fix="2, 0 for none, -1 for all")
+        )
+    return math.inf if batches == -1 else batches
+
+
+def callbacks_of(callbacks: Any) -> list[Callback]:
+    """Read the `callbacks` of a `Trainer`: any number of instances, or a single one."""
+    if isinstance(callbacks, (Callback, type)):
+        callbacks = [callbacks]
+    given = list(callbacks or ())
+    problems = []
+    for callback in given:
+        try:
+            check_hook_names(callback)
+        except TypeError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
+    return given
 
 
 def policies_of(checkpoint: Any) -> tuple[CheckpointPolicy, ...]:

@@ -40,36 +40,64 @@ def stage(
                 fix="derive your class from TaskModule, and pass an instance rather than the class",
             )
         )
-    callbacks = _with_own_callbacks(trainer.callbacks, task)
-    trainer.begin(name, task, datamodule, callbacks)
-    with ExitStack() as cleanup:
-        cleanup.callback(trainer.record.reporter.close)
-        cleanup.enter_context(_deterministic(trainer.deterministic))
-        if trainer.debug.detect_anomaly:
-            cleanup.enter_context(torch.autograd.detect_anomaly())
-        run = Run(
-            trainer,
-            task,
-            datamodule,
-            Hooks(trainer, task, callbacks),
-            MetricStore(trainer.strategy),
-            trainer.record.reporter,
+    if datamodule is not None and not isinstance(datamodule, DataModule):
+        raise TypeError(
+            explain(
+                "The data module must be an instance of taskloom.DataModule",
+                got=datamodule,
+                fix="derive your class from DataModule, and pass an instance rather than the class",
+            )
         )
-        trainer.parts.run = run
-        task.attach(trainer, run.metrics)
-        if datamodule is not None:
-            datamodule.trainer = trainer
+    if trainer.state.stage is not None:
+        raise RuntimeError(
+            explain(
+                f"{name} was called while {trainer.state.stage} runs",
+                why="a Trainer runs one stage at a time",
+                fix="use another Trainer, or trainer.request('validate') for a validation at the next step",
+            )
+        )
+    with ExitStack() as cleanup:
+        run = _prepare(trainer, name, task, datamodule, cleanup)
         try:
             _set_up(run, name)
             cleanup.enter_context(_interrupts(trainer))
             yield run
         except BaseException as error:
             _failed(run, error)
+            _tear_down_after_failure(run, name)
             raise
-        finally:
-            cleanup.callback(task.attach, trainer, None)
-            cleanup.callback(_tear_down, run, name)
         trainer.succeeded()
+        _tear_down(run, name)
+
+
+def _prepare(
+    trainer: Trainer, name: StageName, task: TaskModule, datamodule: DataModule | None, cleanup: ExitStack
+) -> Run:
+    """Gather the parts of a stage; `cleanup` undoes it, whatever happens."""
+    cleanup.callback(trainer.end)
+    trainer.begin(name)
+    cleanup.callback(task.attach, None, None)
+    task.attach(trainer, None)
+    if datamodule is not None:
+        datamodule.trainer = trainer
+    callbacks = _with_own_callbacks(trainer.callbacks, task)
+    trainer.active_callbacks = callbacks
+    cleanup.callback(trainer.record.reporter.close)
+    cleanup.enter_context(_deterministic(trainer.deterministic))
+    if trainer.debug.detect_anomaly:
+        cleanup.enter_context(torch.autograd.detect_anomaly())
+    run = Run(
+        trainer,
+        task,
+        datamodule,
+        Hooks(trainer, task, callbacks),
+        MetricStore(trainer.strategy),
+        trainer.record.reporter,
+        trainer.settings.evaluation_precision,
+    )
+    trainer.parts.run = run
+    task.attach(trainer, run.metrics)
+    return run
 
 
 def _with_own_callbacks(callbacks: Sequence[Callback], task: TaskModule) -> list[Callback]:
@@ -105,14 +133,36 @@ def _tear_down(run: Run, name: StageName) -> None:
         hook(name)
 
 
+def _tear_down_after_failure(run: Run, name: StageName) -> None:
+    """Tear down; what fails here as well is only told of, because the first error is the one to look at."""
+    with _told(run, "teardown"):
+        _tear_down(run, name)
+
+
 def _failed(run: Run, error: BaseException) -> None:
+    """Tell everybody of a failure; what fails while they are told must not hide it."""
     trainer = run.trainer
+    trainer.interrupt_requested = True  # from here on Ctrl-C is not held back any more
     trainer.state.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    hooks = list(run.hooks.of_callbacks("on_exception"))
     if run.datamodule is not None:
-        run.datamodule.on_exception(error)
-    for hook in run.hooks.of_callbacks("on_exception"):
-        hook(error)
-    trainer.failed(error)
+        hooks.insert(0, run.datamodule.on_exception)
+    for hook in hooks:
+        with _told(run, "on_exception"):
+            hook(error)
+    with _told(run, "saving a checkpoint"):
+        trainer.save_interrupted(error)
+    with _told(run, "closing the loggers"):
+        trainer.record.end()
+
+
+@contextmanager
+def _told(run: Run, what: str) -> Generator[None, None, None]:
+    """Turn an error into a line about it."""
+    try:
+        yield
+    except Exception as error:
+        run.reporter.message(f"After the failure, {what} failed as well: {type(error).__name__}: {error}")
 
 
 @contextmanager

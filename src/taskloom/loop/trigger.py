@@ -7,10 +7,14 @@ before it can be due again, and the loop asks only then.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from taskloom.core.errors import explain
 from taskloom.core.interval import Interval
 from taskloom.core.progress import Progress
+
+Counter = Literal["epochs", "steps", "batches", "seconds", "run", "position"]
+_ROUNDING = 1e-9
 
 
 class Trigger:
@@ -36,12 +40,16 @@ class Trigger:
     ) -> None:
         self._batches_per_epoch = batches_per_epoch
         self._total_steps = total_steps
-        self.interval = self._countable(interval)
+        self.interval = interval
+        self._every = self._countable(interval)
         self._start = None if start_after is None else self._countable(start_after)
         self._fired_at = 0.0
 
-    def _countable(self, interval: Interval) -> Interval:
-        """Express parts of an epoch in batches, and parts of the run in steps."""
+    def _countable(self, interval: Interval) -> tuple[Counter, float]:
+        """Return what to count and how much of it an interval is: a part of the run in steps, of an epoch in batches.
+
+        Such an amount need not be whole: a quarter of 10 batches is 2.5, so it is due after 3, 5, 8 and 10.
+        """
         if interval.unit == "run":
             if math.isinf(self._total_steps):
                 raise ValueError(
@@ -52,7 +60,7 @@ class Trigger:
                         fix="set max_steps, or use steps, epochs or minutes",
                     )
                 )
-            return Interval(max(1, round(interval.amount * self._total_steps)), "steps")
+            return "steps", max(1.0, interval.amount * self._total_steps)
         if interval.unit == "epochs" and interval.amount != int(interval.amount):
             if math.isinf(self._batches_per_epoch):
                 raise ValueError(
@@ -63,12 +71,12 @@ class Trigger:
                         fix="use steps, batches or minutes",
                     )
                 )
-            return Interval(max(1, math.floor(interval.amount * self._batches_per_epoch)), "batches")
-        return interval
+            return "position", max(1.0, interval.amount * self._batches_per_epoch)
+        return interval.unit, interval.amount
 
     def begin(self, progress: Progress) -> None:
         """Count time from now, and do not fire again for a moment that has passed already (after a resume)."""
-        self._fired_at = _reached(self.interval, progress, epoch_ended=False)
+        self._fired_at = self._reached(self._every[0], progress)
 
     def due(self, progress: Progress, *, epoch_ended: bool = False) -> bool:
         """Return whether it is due now, and if so remember that it happened.
@@ -77,23 +85,29 @@ class Trigger:
             progress: the counters, those of the batch just finished included.
             epoch_ended: the epoch's last batch is done though `progress.epochs` does not count the epoch yet.
         """
-        if self._start is not None and _reached(self._start, progress, epoch_ended) < self._start.amount:
+        counter, amount = self._every
+        now = self._reached(counter, progress, epoch_ended=epoch_ended)
+        if (
+            self._start is not None
+            and self._reached(self._start[0], progress, epoch_ended=epoch_ended) < self._start[1]
+        ):
+            self._fired_at = now
             return False
-        now, fired_at = _reached(self.interval, progress, epoch_ended), self._fired_at
-        if self.interval.unit == "seconds":
-            due = now - fired_at >= self.interval.amount
+        if counter == "seconds":
+            due = now - self._fired_at >= amount
         else:
-            due = now // self.interval.amount > fired_at // self.interval.amount
+            due = _times(now, amount) > _times(self._fired_at, amount)
         if due:
             self._fired_at = now
         return due
 
     def wait(self, progress: Progress) -> float:
         """Return how many batches must pass at least before it can be due, other than at an epoch's end."""
-        if self.interval.unit in ("epochs", "seconds"):
+        counter, amount = self._every
+        if counter in ("epochs", "seconds"):
             return math.inf
-        now = progress.steps if self.interval.unit == "steps" else progress.micro_batches
-        return (now // self.interval.amount + 1) * self.interval.amount - now
+        now = self._reached(counter, progress)
+        return max(1, math.ceil((_times(now, amount) + 1) * amount - now - _ROUNDING))
 
     def wait_seconds(self, progress: Progress) -> float:
         """Return how many seconds must pass before it can be due; `inf` for an interval that is not of time."""
@@ -101,12 +115,19 @@ class Trigger:
             return math.inf
         return max(0.0, self._fired_at + self.interval.amount - progress.seconds)
 
+    def _reached(self, counter: Counter, progress: Progress, *, epoch_ended: bool = False) -> float:
+        if counter == "seconds":
+            return progress.seconds
+        if counter == "steps":
+            return progress.steps
+        if counter == "batches":
+            return progress.micro_batches
+        if counter == "epochs":
+            return progress.epochs + epoch_ended
+        done = 0 if epoch_ended else min(progress.batches_in_epoch, self._batches_per_epoch)
+        return (progress.epochs + epoch_ended) * self._batches_per_epoch + done
 
-def _reached(interval: Interval, progress: Progress, epoch_ended: bool) -> float:
-    if interval.unit == "seconds":
-        return progress.seconds
-    if interval.unit == "steps":
-        return progress.steps
-    if interval.unit == "batches":
-        return progress.micro_batches
-    return progress.epochs + epoch_ended
+
+def _times(counted: float, amount: float) -> int:
+    """Return how many whole amounts have been counted, a rounding error aside."""
+    return math.floor(counted / amount + _ROUNDING)
