@@ -347,7 +347,8 @@ class StdlibGPT(TaskModule):
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> list[str]:
         """Continue each prompt of a batch, uint8 [N, T]."""
-        written = self.model.generate(batch, self.hparams.sample_length, self.hparams.temperature)
+        length, temperature = self.hparams.sample_length, self.hparams.temperature
+        written = self.model.generate(batch, length, temperature, seed=batch_idx)
         return [bytes(text.tolist()).decode(errors="replace") for text in written]
 
     def on_fit_end(self) -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 
-@pytest.mark.holds("R2", "CL-01")
 def test_the_demo_reaches_97_percent(run):
     fitted = run("fit", "digits")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import struct
 import zlib
 
@@ -22,6 +23,8 @@ def test_max_steps_counts_batches_and_each_optimizer_has_its_own_counter(run, lo
     assert progress.steps == progress.micro_batches == fitted.trainer.global_step == 30
     assert len(progress.optimizer_steps) == 2
     assert set(progress.optimizer_steps.values()) == {30}
+    with (fitted.result.run_folder / "metrics.csv").open() as file:
+        assert max(int(row["step"]) for row in csv.DictReader(file)) == 30
 
 
 @pytest.mark.holds("TM-27")

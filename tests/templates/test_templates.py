@@ -57,7 +57,6 @@ def test_the_tests_of_a_new_project_pass_at_once(name, tmp_path):
     assert " passed" in ran.stdout
 
 
-@pytest.mark.holds("CL-11")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_project_is_named_after_its_folder(name, tmp_path):
     project = render(name, tmp_path / "My first-Project")
