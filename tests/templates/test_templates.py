@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import compileall
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,18 @@ def test_a_project_is_named_after_its_folder(name, tmp_path):
     assert files["README.md"].startswith("# My first-Project\n")
     assert 'name = "my-first-project"' in files["pyproject.toml"]
     assert all("{{" not in text and "{%" not in text for text in files.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_an_installation_compiles_stays_behind(name, tmp_path):
+    installed = shutil.copytree(TEMPLATES / name, tmp_path / "installed")
+    compileall.compile_dir(installed, quiet=2)
+    assert list(installed.rglob("*.pyc"))
+
+    copier.run_copy(str(installed), tmp_path / "project", defaults=True, quiet=True, unsafe=False)
+
+    assert list((tmp_path / "project").rglob("*.pyc")) == []
+    assert list((tmp_path / "project").rglob("__pycache__")) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
