@@ -98,9 +98,9 @@ def test_fit_then_test_predict_and_continue(run: Run) -> None:
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["task"]["init_args"] == {"features": 3, "hidden": 5, "lr": 0.1}
     assert saved["precision"] == "32-true"
+    assert saved["import_from"] == ["configs"]
 
-    # the module stands beside the configuration, which later commands do not name
-    Path("net.py").write_text(MODULE)
+    # the module stands beside a configuration that these commands do not name
     tested = run(["test", "--ckpt_path", str(folder)])
     assert tested.code == 0, tested.err
     assert "test/loss" in tested.out
@@ -125,7 +125,6 @@ def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(run: Run) -> None:
     outcome = run(["fit", "--config", "configs/cfg.yaml", "--callbacks", "net.PressCtrlC"])
     assert outcome.code == 130
     assert "Traceback" not in outcome.err
-    Path("net.py").write_text(MODULE)
     continued = run(["validate", "--ckpt_path", "last"])
     assert continued.code == 0, continued.err
     state = json.loads((only_run() / "checkpoints" / "step-00000002" / "state.json").read_text())

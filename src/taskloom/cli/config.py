@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -66,15 +67,25 @@ class Configuration:
             values["link"] = links
         return with_sources(values, self.tree) if with_origins else as_yaml(values)
 
-    def saved(self) -> str:
+    def saved(self, folders: Sequence[Path]) -> str:
         """Return the YAML for the run's folder: every value, those that links took from built objects included.
 
         Classes that a project fixed are named, so that `task` can read the file as well as the project's own command.
+
+        Args:
+            folders: that the run imports from, beside the working folder.
         """
         values = self.as_dict()
         for name in ("ckpt_path", *self.root.stage_options):
             values.pop(name, None)
         self.links.add_built_values(values, self.tree)
+        here = Path.cwd()
+        absolute = dict.fromkeys(folder.resolve() for folder in folders)
+        values["import_from"] = [
+            str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+            for folder in absolute
+            if folder != here
+        ]
         for key, kind in self.root.fixed.items():
             values[key] = {CLASS_PATH: importable_path(kind), INIT_ARGS: values[key] or {}}
         return as_yaml(values)

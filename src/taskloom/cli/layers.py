@@ -8,9 +8,10 @@ are not a layer: jsonargparse fills them in where no layer has a value, so a def
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from taskloom.cli.command_line import CommandLine
-from taskloom.cli.tree import Node, nested, overlay
+from taskloom.cli.tree import Node, find, nested, overlay, plain
 from taskloom.cli.yaml_file import read_file, read_text
 from taskloom.core.errors import ConfigError
 
@@ -41,6 +42,14 @@ def environment_layers(environment: Mapping[str, str], problems: list[str]) -> l
         tree = nested(name.removeprefix(PREFIX).lower().replace("__", "."), value)
         layers.append(_folded(tree))
     return layers
+
+
+def import_folders(layers: Sequence[Node]) -> list[Path]:
+    """Return the folders that `import_from` names; they are needed before anything else can be understood."""
+    node = find(merge(layers, []), "import_from")
+    if node is None or node.is_null:
+        return []
+    return [Path(str(folder)) for folder in (plain(node) if node.is_list else [node.value])]
 
 
 def merge(layers: Sequence[Node], problems: list[str]) -> Node:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from argparse import SUPPRESS
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
-from jsonargparse._core import ArgumentGroup
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -25,6 +24,9 @@ from taskloom.core.task import TaskModule
 from taskloom.optim.registry import OPTIMIZERS, SCHEDULERS
 from taskloom.resolve import REGISTRIES
 from taskloom.trainer import Trainer
+
+if TYPE_CHECKING:
+    from jsonargparse._core import ArgumentGroup
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -59,6 +61,7 @@ class Root:
             **({"data": Parameter("data", self.data | None, None)} if self.data else {}),
             "optimizer": Parameter("optimizer", OptimizerFactory | None, None),
             "lr_scheduler": Parameter("lr_scheduler", SchedulerFactory | None, None),
+            "import_from": Parameter("import_from", str | list[str] | None, None),
             "ckpt_path": Parameter("ckpt_path", str | None, None),
             **self.extra,
         }
@@ -235,6 +238,14 @@ def add_meta_arguments(container: ArgumentParser | ArgumentGroup) -> None:
     """Add what decides where values come from."""
     container.add_argument(
         "--config", action="config", metavar="FILE", help="Configuration file; may be repeated, later ones win."
+    )
+    container.add_argument(
+        "--import_from",
+        type=str | list[str] | None,
+        default=None,
+        metavar="FOLDER",
+        help="Folder, or a list of them, that classes may be imported from, beside the working folder and those of the "
+        "configuration files. A saved configuration names those that its run used.",
     )
     container.add_argument(
         "--link",

@@ -24,13 +24,13 @@ from taskloom.cli.commands import COMMANDS, overview
 from taskloom.cli.config import Configuration, configure
 from taskloom.cli.exits import exit_cleanly
 from taskloom.cli.help import print_help
-from taskloom.cli.layers import config_files
+from taskloom.cli.layers import config_files, environment_layers, file_layers, import_folders
 from taskloom.cli.links import Link
 from taskloom.cli.locate import importable, locate
 from taskloom.cli.resume import checkpoint_layer, print_changes
 from taskloom.cli.root import Root
 from taskloom.cli.schema import Parameter, parameters
-from taskloom.cli.tree import node_of
+from taskloom.cli.tree import Node, node_of
 from taskloom.core.data import DataModule
 from taskloom.core.errors import ConfigError, explain, nearest
 from taskloom.core.seed import seed_everything
@@ -170,15 +170,30 @@ class TaskCLI:
         stage: Stage = import_module(STAGES[name].module).STAGE
         line = read_command_line(args)
         environment = dict(os.environ)
-        folders = [Path.cwd(), *(Path(path).parent for path, _ in config_files(line, environment))]
-        with importable(folders):
-            if self._configure(line, environment, stage, f"{prog} {name}" if run else prog):
-                self._run(stage, run)
-
-    def _configure(self, line: CommandLine, environment: Mapping[str, str], stage: Stage, prog: str) -> bool:
-        """Read and check the configuration; return False when help or the configuration was all that was asked for."""
         root = self._root(stage)
         saved = checkpoint_layer(line, environment, stage.name, root.parameters, line.problems)
+        files = config_files(line, environment)
+        layers = [
+            *([saved] if saved else []),
+            *file_layers(files, []),
+            *environment_layers(environment, []),
+            *line.layers,
+        ]
+        self._folders = [*(Path(path).parent for path, _ in files), *import_folders(layers)]
+        with importable([Path.cwd(), *self._folders]):
+            if self._configure(line, environment, root, saved, stage, f"{prog} {name}" if run else prog):
+                self._run(stage, run)
+
+    def _configure(
+        self,
+        line: CommandLine,
+        environment: Mapping[str, str],
+        root: Root,
+        saved: Node | None,
+        stage: Stage,
+        prog: str,
+    ) -> bool:
+        """Read and check the configuration; return False when help or the configuration was all that was asked for."""
         below = [node_of(self.trainer_defaults, "trainer_defaults"), *([saved] if saved else [])]
         if line.help_for is not None:
             print_help(root, line, below, environment, prog, stage.description)
@@ -234,7 +249,7 @@ class TaskCLI:
             raise
         self.task, self.data = built["task"], built["data"] if config.root.data is not None else None
         self.trainer = Trainer(**{name: built[name] for name in parameters(Trainer)})
-        self.trainer.config_text = config.saved()
+        self.trainer.config_text = config.saved(self._folders)
         if built["optimizer"] is not None:
             self.task.set_default_optimizer(_factory(built["optimizer"]), _factory(built["lr_scheduler"]))
 
