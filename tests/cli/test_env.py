@@ -10,6 +10,7 @@ import torch
 from cli.command import Run
 
 from taskloom import __version__
+from taskloom.accelerators import CUDAAccelerator
 
 
 @pytest.mark.holds("CL-07")
@@ -42,3 +43,16 @@ def test_works_without_torch_and_without_an_installation(run: Run, monkeypatch: 
     assert outcome.code == 0
     assert "pip install torch" in outcome.out
     assert "without an installation" in outcome.out
+
+
+@pytest.mark.holds("AC-11")
+def test_the_environment_chooses_devices_and_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    rows = dict(line.split(maxsplit=1) for line in run(["env"]).out.splitlines() if line.startswith("  "))
+    assert rows["CUDA_VISIBLE_DEVICES"] == "1,0"
+    assert rows["CUDA_DEVICE_ORDER"] == "not set"
+    # `devices` counts and numbers what torch sees after the environment made its choice.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len("1,0".split(",")))
+    assert CUDAAccelerator.device_count() == 2
+    assert CUDAAccelerator.parse_devices("auto") == [0, 1]

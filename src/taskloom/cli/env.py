@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -12,6 +13,8 @@ from importlib import metadata
 from taskloom import __version__
 
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
+# Torch's own way to choose and order devices; `devices=` counts what they leave.
+_DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "PYTORCH_ENABLE_MPS_FALLBACK")
 _NAME = re.compile(r"^[A-Za-z0-9._-]+")
 
 
@@ -68,6 +71,8 @@ def _devices() -> Iterator[tuple[str, str]]:
     else:
         yield "cuda", "not available"
     yield "mps", "available" if torch.backends.mps.is_available() else "not available"
+    for name in _DEVICE_VARIABLES:
+        yield name, os.environ.get(name, "not set")
 
 
 def _packages(*, optional: bool) -> Iterator[tuple[str, str]]:
