@@ -1,6 +1,5 @@
 """The configuration fits the code: a run of one batch, started as a person would start it."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +8,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_fit_runs_from_the_configuration(folder, tmp_path):
-    search = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "taskloom", "fit", "--config", "configs/train.yaml"]
     command += ["--fast_dev_run", "true", "--run_dir", str(tmp_path / "runs"), "--data.root", str(folder)]
 
-    ran = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
