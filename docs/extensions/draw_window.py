@@ -29,7 +29,7 @@ def _box(x: float, y: float, width: float, height: float, color: str, text: str)
 def draw(micro_batches: int = 4) -> str:
     """Return the drawing as SVG; colours of text follow the page, light or dark."""
     parts: list[str] = []
-    height = _TOP + 2 * 44 + 64 + 34 * len(_AT_END)
+    height = _TOP + 2 * 44 + 10 + 34 * len(_AT_END)
     inner = _COLUMN - 14
     for number in range(micro_batches):
         x = _LEFT + number * _COLUMN
@@ -39,11 +39,11 @@ def draw(micro_batches: int = 4) -> str:
     parts.append(_text(_LEFT - 12, 20, "window opens", anchor="end", size=11))
     parts.append(_box(8, _TOP - 22, _LEFT - 24, 32, "#b279a2", "zero_grad"))
     end = _LEFT + (micro_batches - 1) * _COLUMN
-    base = _TOP + 2 * 44 + 10
-    parts.append(_text(end - 12, base + 8, "window complete", anchor="end", size=11))
+    base = _TOP + 2 * 44 + 16
+    parts.append(_text(end - 40, base + 6, "window complete", anchor="end", size=11))
     for row, label in enumerate(_AT_END):
         parts.append(_box(end - 30, base - 12 + row * 34, inner + 30, 26, "#e45756", label))
-    gradients = _TOP + 2 * 44 - 4
+    gradients = _TOP + 2 * 44 - 6
     parts.append(
         f'<path d="M {_LEFT} {gradients} H {end + inner}" stroke="currentColor" stroke-dasharray="4 3" fill="none"/>'
     )

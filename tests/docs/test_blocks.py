@@ -19,6 +19,7 @@ import difflib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sklearn  # noqa: F401 - pages use it, and it sets environment variables when it is first imported
 
 import taskloom
 
@@ -194,7 +196,7 @@ class Reader:
             pytest.fail(self._at(block, "something else is printed\n" + "\n".join(lines)))
 
     def _at(self, block: Block, what: str) -> str:
-        return f"{self.page.relative_to(DOCS)}:{block.line}: {what}"
+        return f"{self.page.relative_to(DOCS.parent)}:{block.line}: {what}"
 
 
 def _trimmed(text: str) -> str:
@@ -223,6 +225,19 @@ def test_a_page_works_word_by_word(page: Path, tmp_path: Path, server: Path, mon
     reader = Reader(page, tmp_path, server, monkeypatch)
     for block in blocks_of(page):
         reader.do(block)
+
+
+def test_the_readme_works_word_by_word(tmp_path: Path, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The reader of a README has a clone. What `make` does is run by continuous integration itself.
+    readme = DOCS.parent / "README.md"
+    reader = Reader(readme, tmp_path, server, monkeypatch)
+    shutil.copytree(DOCS.parent / "examples", reader.here / "examples")
+    targets = set(re.findall(r"^([a-z-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for block in blocks_of(readme):
+        if block.language == "bash" and block.text.startswith("make "):
+            assert {line.split()[1] for line in block.text.splitlines()} <= targets
+        else:
+            reader.do(block)
 
 
 def test_blocks_that_do_not_run_are_known() -> None:
