@@ -66,7 +66,7 @@ def explain(what: str, *, got: object = ABSENT, why: str = "", fix: str = "") ->
     if why:
         parts.append(f"Why: {why.rstrip('.')}.")
     if fix:
-        parts.append(f"Fix: {fix.rstrip('.')}.")
+        parts.append(f"Fix: {fix.rstrip('.')}{'' if fix.endswith('?') else '.'}")
     return " ".join(parts)
 
 
