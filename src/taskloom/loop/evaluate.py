@@ -8,8 +8,8 @@ on_validation_start
     per loader, per batch: transfer hooks → on_validation_batch_start → validation_step → on_validation_batch_end
   on_validation_epoch_end
   metric commit                     (epoch values over all loaders and processes)
-on_validation_end → on_log
-[within fit] on_validation_model_train, and every submodule is in the mode it had before
+on_validation_end                   (early stopping looks at them)
+on_validation_model_train, and every submodule is in the mode it had before → on_log
 ```
 
 `test` is the same with its own hooks. Every sample counts once: values are sums and weights until the commit.

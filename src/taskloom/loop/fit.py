@@ -16,7 +16,7 @@ on_train_start
     [due at this step] metrics flushed → on_log
       → on_validation_model_zero_grad → validation → its metrics committed → early stopping → on_log
       → schedulers by step that watch a metric → checkpoint (on_save_checkpoint)
-  [the epoch's last batch] schedulers by epoch → what is due at this step, but the checkpoint
+  [the epoch's last batch] schedulers by epoch → what is due at this step, but the checkpoint → metrics flushed → on_log
   on_train_epoch_end → the epoch's metrics committed → on_log → on_train_epoch_end of callbacks that monitor
   → schedulers by epoch that watch a metric → [due at this step or epoch] checkpoint
 on_train_end → [if the last step is in no checkpoint] checkpoint → on_fit_end → teardown

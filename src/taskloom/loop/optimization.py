@@ -182,9 +182,9 @@ class AutomaticOptimization(Optimization):
     def train_batch(self, batch: Any, batch_idx: int, last: bool) -> Any:
         """See the base."""
         window = self.window
+        self.completes = complete = window.filled + 1 >= window.batches or last
         if not window.filled:
             self._zero_grad(batch_idx)
-        self.completes = complete = window.filled + 1 >= window.batches or last
         with _NO_CONTEXT if complete else self.run.strategy.backward_sync(self.run.module, False):
             output = self._step(batch, batch_idx)
             loss = window.add(output, batch)
@@ -239,11 +239,11 @@ class ClosureOptimization(Optimization):
 
     def train_batch(self, batch: Any, batch_idx: int, last: bool) -> Any:
         """See the base."""
+        full = len(self._batches) + 1 >= self.window.batches
+        self.completes = full or last
         if not self._batches:
             self._zero_grad(batch_idx)
         self._batches.append((batch, batch_idx))
-        full = len(self._batches) >= self.window.batches
-        self.completes = full or last
         if not self.completes:
             with self.run.strategy.backward_sync(self.run.module, False):
                 self._evaluate()

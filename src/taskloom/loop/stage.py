@@ -85,7 +85,7 @@ def _prepare(
     cleanup.callback(trainer.record.reporter.close)
     cleanup.enter_context(_deterministic(trainer.deterministic))
     if trainer.debug.detect_anomaly:
-        cleanup.enter_context(torch.autograd.detect_anomaly())
+        cleanup.enter_context(torch.autograd.set_detect_anomaly(True))
     run = Run(
         trainer,
         task,
