@@ -48,13 +48,13 @@ class Logger(ABC):
         return ""
 
     @abstractmethod
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int, epoch: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int, epoch: int | None = None) -> None:
         """Record values.
 
         Args:
             metrics: finite or not, by name.
             step: optimizer steps so far; the x. Never decreases.
-            epoch: completed epochs.
+            epoch: completed epochs; None where the caller has none, as a user's own call in a hook.
         """
 
     def log_hyperparameters(self, parameters: Mapping[str, Any]) -> None:

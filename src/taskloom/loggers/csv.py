@@ -68,7 +68,7 @@ class CSVLogger(Logger):
             )
         return self._file
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int, epoch: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int, epoch: int | None = None) -> None:
         """Append a row."""
         if not metrics:
             return
@@ -81,7 +81,7 @@ class CSVLogger(Logger):
             self._grow(metrics)
             self.log_metrics(metrics, step=step, epoch=epoch)
             return
-        cells[0], cells[1] = str(step), str(epoch)
+        cells[0], cells[1] = str(step), "" if epoch is None else str(epoch)
         table.append(",".join(cells) + "\n")
 
     def _grow(self, metrics: Mapping[str, float]) -> None:

@@ -51,11 +51,11 @@ class JSONLLogger(Logger):
     def _append(self, record: Mapping[str, Any]) -> None:
         self._lines.append(json.dumps(record, allow_nan=False) + "\n")
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int, epoch: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int, epoch: int | None = None) -> None:
         """Append a line."""
         if metrics:
             values = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-            self._append({"step": step, "epoch": epoch, **values})
+            self._append({"step": step, **({} if epoch is None else {"epoch": epoch}), **values})
 
     def log_hyperparameters(self, parameters: Mapping[str, Any]) -> None:
         """Write `hparams.json` beside the file."""

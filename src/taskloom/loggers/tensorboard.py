@@ -104,12 +104,12 @@ class TensorBoardLogger(Logger):
     def _tag(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int, epoch: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int, epoch: int | None = None) -> None:
         """Record each value under its name."""
         writer = self.experiment
         if step != self._latest_step:
             self._latest, self._latest_step = {}, step
-        for name, value in {**metrics, "epoch": epoch}.items():
+        for name, value in {**metrics, **({} if epoch is None else {"epoch": epoch})}.items():
             tag = self._tag(name)
             self._latest[tag] = float(value)
             writer.add_scalar(tag, float(value), step)
