@@ -49,7 +49,7 @@ def _needs_a_package() -> Logger:
         (["jsonl", CSVLogger()], [JSONLLogger, CSVLogger]),
         (CSVLogger(), [CSVLogger]),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_values(value: Any, kinds: list[type[Logger]]) -> None:
     assert [type(logger) for logger in resolve_loggers(value)] == kinds
@@ -78,7 +78,7 @@ def test_all_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -
         ([CSVLogger], TypeError, r"pass an instance, such as CSVLogger\(\)"),
         (3, TypeError, "logger takes True, False, a name"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_mistakes(value: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
