@@ -239,7 +239,6 @@ def test_a_run_that_was_killed_logs_what_an_uninterrupted_one_does(tmp_path: Pat
     assert len(run_ids) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the running means of an epoch are not in the checkpoint yet")
 def test_the_mean_of_an_epoch_covers_its_batches_before_a_resume(tmp_path: Path) -> None:
     def fail() -> None:
         raise RuntimeError("on purpose")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import CatMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassPrecision
 
-from taskloom import Loss
-from taskloom.metrics import MetricStore
+from taskloom import CheckpointError, Loss
+from taskloom.metrics import MetricStore, metric_states, restore_metric_states
 
 
 class Alone:
@@ -453,6 +454,87 @@ def test_a_metric_must_come_to_one_number(evaluating):
     evaluating.log("matrix", metric, options(), None)
     with pytest.raises(TypeError, match=r"'matrix' is not a single value. Got: 'a tensor of shape \(2, 2\)'"):
         evaluating.commit(["validate/0"], 1)
+
+
+# Continuing -----------------------------------------------------------------------------------------------------------
+
+reductions = st.sampled_from(["mean", "sum", "min", "max", torch.max])
+logged = st.lists(st.tuples(st.floats(-100, 100), st.integers(1, 9)), min_size=1, max_size=8)
+
+
+@pytest.mark.holds("R13")
+@given(reductions, logged, st.data())
+def test_a_store_continues_from_its_state_as_if_it_had_gone_on(reduce_fx, logged, data):
+    stop = data.draw(st.integers(0, len(logged)))
+    uninterrupted, continued = MetricStore(Alone()), MetricStore(Alone())
+    for store in (uninterrupted, continued):
+        store.enter("train", training=True)
+    for number, (value, size) in enumerate(logged):
+        if number == stop:
+            state = json.loads(json.dumps(continued.state_dict()))
+            continued = MetricStore(Alone())
+            continued.load_state_dict(state)
+            continued.enter("train", training=True)
+        for store in (uninterrupted, continued):
+            store.log("x", value, options(on_epoch=True, reduce_fx=reduce_fx), size)
+            store.log("ratio", Loss(torch.tensor(value), size), options(on_epoch=True), None)
+            if number == 0:
+                store.log("once", value, options(on_epoch=True), size)
+    assert continued.flush(1) == uninterrupted.flush(1)
+    assert continued.commit(["train"], 1) == uninterrupted.commit(["train"], 1)
+
+
+@pytest.mark.holds("R13", "R17")
+def test_the_state_takes_one_transfer_and_is_empty_once_all_was_reported(store):
+    log_many(store.log, 20)
+    with Reads() as reads:
+        (scope,) = store.state_dict()["scopes"]
+        assert reads.count == 1
+        assert len(scope["batch"]) == 60
+        store.flush(1)
+        store.commit(["train"], 1)
+    assert store.state_dict()["scopes"] == [{"key": "train", "training": True, "batch": [], "epoch": []}]
+
+
+class HasMetrics(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean, self.kept = MeanMetric(), CatMetric()
+        self.scores = MetricCollection(
+            [MulticlassAccuracy(2, average="micro"), MulticlassPrecision(2, average="micro")]
+        )
+
+    def update(self, value: int) -> None:
+        self.mean.update(float(value))
+        self.kept.update(float(value))
+        self.scores.update(torch.tensor([value % 2]), ONE)
+
+    def results(self) -> list[Any]:
+        return [self.mean.compute().item(), self.kept.compute().tolist(), self.scores.compute()]
+
+
+@pytest.mark.holds("R13", "LG-21")
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_metric_objects_continue_from_their_states(stop):
+    uninterrupted, continued = HasMetrics(), HasMetrics()
+    for number in range(4):
+        if number == stop:
+            states = metric_states(continued)
+            continued = HasMetrics()
+            restore_metric_states(continued, states)
+        uninterrupted.update(number)
+        continued.update(number)
+    assert continued.results() == uninterrupted.results()
+    for metric in (continued.mean, continued.kept, continued.scores):
+        metric.reset()
+    assert metric_states(continued) == {}
+
+
+def test_the_state_of_a_metric_that_is_gone_is_refused():
+    module = HasMetrics()
+    module.update(1)
+    with pytest.raises(CheckpointError, match=r"Linear has no metric 'mean', which the checkpoint holds the state of"):
+        restore_metric_states(torch.nn.Linear(1, 1), metric_states(module))
 
 
 # Costs ----------------------------------------------------------------------------------------------------------------

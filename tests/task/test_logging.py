@@ -234,6 +234,29 @@ def test_metric_objects_stream_over_an_epoch_and_start_again_with_the_next(batch
         assert by_name["accuracy_step"] == [1, 1, 1, 0, 1, 0, 1] * 2
 
 
+@pytest.mark.holds("R13", "LG-21")
+@pytest.mark.parametrize("saved_at", [0, 1, 2])
+def test_a_run_that_continues_within_an_epoch_reports_all_of_it(tmp_path, saved_at):
+    class Averages(Measures):
+        def training_step(self, batch, batch_idx):
+            self.log("mean", float(batch_idx), on_epoch=True)
+            if batch_idx == 0:
+                self.log("once", 5.0, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
+            if batch_idx == saved_at:
+                trainer.save_checkpoint(tmp_path / "saved")
+
+    data = DataLoader(TensorDataset(torch.tensor([3.0, -1, 2, -3, 1, -4, 4])), batch_size=2)
+    whole, resumed = make_trainer(callbacks=[Saves()]), make_trainer()
+    whole.fit(Averages(), data)
+    resumed.fit(Averages(), data, ckpt_path=tmp_path / "saved")
+    names = ("accuracy_epoch", "mean_epoch", "once_epoch", "mean_step")
+    assert [resumed.callback_metrics[name] for name in names] == [whole.callback_metrics[name] for name in names]
+
+
 # Weights --------------------------------------------------------------------------------------------------------------
 
 

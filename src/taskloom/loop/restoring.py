@@ -13,6 +13,7 @@ from taskloom.loop.optimization import Optimization
 from taskloom.loop.position import restore_generators
 from taskloom.loop.run import Run
 from taskloom.loop.saving import Saver, keyed
+from taskloom.metrics import restore_metric_states
 
 
 @contextmanager
@@ -68,6 +69,8 @@ def restore_training(
     metrics = reader.manifest.metrics
     run.metrics.callback_metrics.update({name: value for name, (value, _) in metrics.items()})
     run.metrics.measured_at.update({name: step for name, (_, step) in metrics.items()})
+    run.metrics.load_state_dict(state["metrics"])
+    restore_metric_states(run.task, state["metric_objects"])
     saver.resume(state)
     restore_generators(run, state["generators"])
 

@@ -14,6 +14,7 @@ from taskloom.loop.optimization import Optimization
 from taskloom.loop.position import Position, generator_states
 from taskloom.loop.run import Run
 from taskloom.loop.trigger import Trigger
+from taskloom.metrics import metric_states
 
 
 def keyed(callbacks: Sequence[Callback]) -> dict[str, Callback]:
@@ -101,6 +102,8 @@ class Saver:
             "datamodule": run.datamodule.state_dict() if run.datamodule is not None else {},
             "generators": generator_states(run),
             "position": self.position.state_dict(),
+            "metrics": run.metrics.state_dict(),
+            "metric_objects": metric_states(run.task),
             "hyper_parameters": dict(run.task.hparams),
             "data_hyper_parameters": dict(run.datamodule.hparams) if run.datamodule is not None else {},
             "task_class": f"{type(run.task).__module__}.{type(run.task).__qualname__}",

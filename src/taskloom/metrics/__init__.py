@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from taskloom.metrics.objects import metric_states, restore_metric_states
 from taskloom.metrics.store import MetricStore
 
-__all__ = ["MetricStore"]
+__all__ = ["MetricStore", "metric_states", "restore_metric_states"]

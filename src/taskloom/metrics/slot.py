@@ -8,7 +8,7 @@ transfer, no wait, because ten metrics that are each read at once stall a device
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
@@ -162,6 +162,31 @@ class Slot:
             self.total += float(values.sum())
         else:
             self._fold_number(float(values.min() if self.reduction == "min" else values.max()), 1.0)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything but a metric object as data; what waits on a device must have been read before."""
+        return {
+            "name": self.name,
+            "full_name": self.full_name,
+            "options": list(Options(*self.options)._replace(reduce_fx=self.reduction)),
+            "reduction": self.reduction,
+            "on_step": self.on_step,
+            "on_epoch": self.on_epoch,
+            "latest": float(self.latest) if self.fresh else None,
+            "ratio": self.ratio,
+            "seen": self.seen,
+            "total": self.total,
+            "weight": self.weight,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Slot:
+        """Make the slot that `state` returned."""
+        names = ("name", "full_name", "reduction", "on_step", "on_epoch")
+        made = cls(**{name: state[name] for name in names}, options=tuple(state["options"]))
+        made.latest, made.fresh = state["latest"], state["latest"] is not None
+        made.ratio, made.seen, made.total, made.weight = (state[name] for name in ("ratio", "seen", "total", "weight"))
+        return made
 
     def result(self) -> float:
         """Return the epoch's value; NaN for a mean whose weights are all zero."""

@@ -107,7 +107,7 @@ class MetricStore:
         if slot is None:
             slot = self._open(name, options)
         elif slot.options != options:
-            raise _changed_options(slot, options)
+            _adopt_options(slot, options)
         if isinstance(value, Tensor):
             value = _scalar(name, value)
         elif not isinstance(value, (int, float)):
@@ -246,6 +246,40 @@ class MetricStore:
                 )
             )
         return count
+
+    # Continuing -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has gathered since the last commit, as plain data; one transfer from the device.
+
+        Without it the epoch values of a run that continues in the middle of an epoch would cover its rest only. Metric
+        objects are not in it: see `metric_states`.
+        """
+        slots = [slot for scope in self._scopes.values() for slot in scope.all_slots() if slot.metric is None]
+        fresh = [slot for slot in slots if slot.fresh]
+        for slot, value in zip(fresh, self._fold(slots, [slot.latest for slot in fresh]), strict=True):
+            slot.latest = value
+        return {
+            "scopes": [
+                {
+                    "key": key,
+                    "training": scope.training,
+                    **{
+                        level: [slot.state() for slot in slots.values() if slot.seen or slot.fresh]
+                        for level, slots in scope.slots.items()
+                    },
+                }
+                for key, scope in self._scopes.items()
+            ]
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._scopes = {saved["key"]: Scope(saved["training"]) for saved in state["scopes"]}
+        for saved, scope in zip(state["scopes"], self._scopes.values(), strict=True):
+            for level, slots in scope.slots.items():
+                slots.update({each["name"]: Slot.from_state(each) for each in saved[level]})
+        self.leave()
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
@@ -390,12 +424,16 @@ def _computed(slot: Slot) -> Any:
     return _number(slot.name, value)
 
 
-def _changed_options(slot: Slot, options: tuple[Any, ...]) -> ValueError:
+def _adopt_options(slot: Slot, options: tuple[Any, ...]) -> None:
+    """Take options that mean the same in other words, such as `torch.max` for `"max"`; refuse all others."""
     before, now = Options(*slot.options), Options(*options)
+    if before._replace(reduce_fx=slot.reduction) == now._replace(reduce_fx=reduction_of(slot.name, now.reduce_fx)):
+        slot.options = options
+        return
     changed = {
         name: (was, is_now) for name, was, is_now in zip(Options._fields, before, now, strict=True) if was != is_now
     }
-    return ValueError(
+    raise ValueError(
         explain(
             f"The metric {slot.name!r} is logged with different options",
             got=changed,
