@@ -22,6 +22,13 @@ class Movable(Protocol):
         ...
 
 
+@runtime_checkable
+class _NamedTuple(Protocol):
+    """What `collections.namedtuple` and `typing.NamedTuple` make, subclasses included."""
+
+    def _make(self, values: list[Any]) -> Any: ...
+
+
 def move_to_device(batch: Any, device: torch.device) -> Any:
     """Return `batch` with every tensor in it on `device`; other values and unknown types stay as they are.
 
@@ -78,7 +85,7 @@ def _with(batch: Any, changed: dict[Any, Any]) -> Any:
     """Return a copy of a collection with some of its items replaced."""
     if isinstance(batch, tuple):
         values = [changed.get(number, value) for number, value in enumerate(batch)]
-        return batch._make(values) if hasattr(batch, "_make") else type(batch)(values)  # named tuples have it
+        return batch._make(values) if isinstance(batch, _NamedTuple) else type(batch)(values)
     if isinstance(batch, Mapping) and not isinstance(batch, MutableMapping):
         return type(batch)({**batch, **changed})  # type: ignore[call-arg]  # what every read-only mapping in use accepts
     copied: Any = copy.copy(batch)
