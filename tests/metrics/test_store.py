@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
-from torchmetrics import CatMetric, MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassPrecision
 
-from taskloom import CheckpointError, Loss
-from taskloom.metrics import MetricStore, metric_states, restore_metric_states
+from taskloom import Loss
+from taskloom.metrics import MetricStore
 
 
 class Alone:
@@ -494,47 +494,6 @@ def test_the_state_takes_one_transfer_and_is_empty_once_all_was_reported(store):
         store.flush(1)
         store.commit(["train"], 1)
     assert store.state_dict()["scopes"] == [{"key": "train", "training": True, "batch": [], "epoch": []}]
-
-
-class HasMetrics(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.mean, self.kept = MeanMetric(), CatMetric()
-        self.scores = MetricCollection(
-            [MulticlassAccuracy(2, average="micro"), MulticlassPrecision(2, average="micro")]
-        )
-
-    def update(self, value: int) -> None:
-        self.mean.update(float(value))
-        self.kept.update(float(value))
-        self.scores.update(torch.tensor([value % 2]), ONE)
-
-    def results(self) -> list[Any]:
-        return [self.mean.compute().item(), self.kept.compute().tolist(), self.scores.compute()]
-
-
-@pytest.mark.holds("R13", "LG-21")
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_metric_objects_continue_from_their_states(stop):
-    uninterrupted, continued = HasMetrics(), HasMetrics()
-    for number in range(4):
-        if number == stop:
-            states = metric_states(continued)
-            continued = HasMetrics()
-            restore_metric_states(continued, states)
-        uninterrupted.update(number)
-        continued.update(number)
-    assert continued.results() == uninterrupted.results()
-    for metric in (continued.mean, continued.kept, continued.scores):
-        metric.reset()
-    assert metric_states(continued) == {}
-
-
-def test_the_state_of_a_metric_that_is_gone_is_refused():
-    module = HasMetrics()
-    module.update(1)
-    with pytest.raises(CheckpointError, match=r"Linear has no metric 'mean', which the checkpoint holds the state of"):
-        restore_metric_states(torch.nn.Linear(1, 1), metric_states(module))
 
 
 # Costs ----------------------------------------------------------------------------------------------------------------
