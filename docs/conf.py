@@ -20,7 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
-    "module_docstring",
+    "docstrings",
 ]
 exclude_patterns = ["_build", "extensions"]
 

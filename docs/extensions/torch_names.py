@@ -33,6 +33,14 @@ CLASSES = {
     "torch.utils.data.IterableDataset": "data.html#$",
     "torch.utils.data.TensorDataset": "data.html#$",
 }
+# Where a class is defined, which is what a docstring's signature names, to the name it is documented under.
+DEFINED_IN = {
+    "torch.amp.grad_scaler.GradScaler": "torch.amp.GradScaler",
+    "torch.nn.modules.module.Module": "torch.nn.Module",
+    "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
+    "torch.utils.data.dataloader.DataLoader": "torch.utils.data.DataLoader",
+    "torch.utils.data.dataset.Dataset": "torch.utils.data.Dataset",
+}
 FUNCTIONS = {
     "torch.autocast": "amp.html#$",
     "torch.compile": _GENERATED,
@@ -44,9 +52,10 @@ FUNCTIONS = {
 
 def write_inventory(path: Path) -> Path:
     """Write the table as a Sphinx inventory (version 2) to `path` and return it."""
-    rows = [(name, "class", page) for name, page in CLASSES.items()]
-    rows += [(name, "function", page) for name, page in FUNCTIONS.items()]
-    body = "".join(f"{name} py:{role} 1 {page.replace('$', name)} -\n" for name, role, page in sorted(rows))
+    rows = [(name, "class", page.replace("$", name)) for name, page in CLASSES.items()]
+    rows += [(name, "class", CLASSES[known].replace("$", known)) for name, known in DEFINED_IN.items()]
+    rows += [(name, "function", page.replace("$", name)) for name, page in FUNCTIONS.items()]
+    body = "".join(f"{name} py:{role} 1 {page} -\n" for name, role, page in sorted(rows))
     header = "# Sphinx inventory version 2\n# Project: torch\n# Version: stable\n"
     header += "# The remainder of this file is compressed using zlib.\n"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The directive `module-docstring`: shows the docstring of a module, so that a contract is written in one place only.
 
-The docstring is read from the source, without importing it, and parsed as the Markdown it is.
+The docstring is read from the source, without importing it, and parsed as the Markdown it is. Docstrings of properties
+are prepared for napoleon here too.
 """
 
 import ast
@@ -36,7 +37,14 @@ class ModuleDocstring(SphinxDirective):
         return [holder]
 
 
+def keep_first_words(app: Sphinx, what: str, name: str, owner: object, options: object, lines: list[str]) -> None:
+    """Stop napoleon from taking the words before a colon, in the docstring of a property, for its type."""
+    if what == "property" and lines:
+        lines[0] = lines[0].replace(": ", " – ", 1)
+
+
 def setup(app: Sphinx) -> dict:
     """Register the directive."""
     app.add_directive("module-docstring", ModuleDocstring)
+    app.connect("autodoc-process-docstring", keep_first_words, priority=400)  # napoleon's has 500
     return {"parallel_read_safe": True, "parallel_write_safe": True}
