@@ -33,9 +33,10 @@ class TaskOptimizer(Optimizer):
         step_was_skipped: whether the last `step` did nothing because of an overflow.
     """
 
-    # Optimizer.__init__ would build groups and state of its own.
-    def __init__(self, optimizer: Optimizer, name: str, step: Step, toggle: Toggle | None = None) -> None:
-        self.optimizer = optimizer
+    # Optimizer.__init__ would build groups and state of its own. The annotation hides that an optimizer holds an
+    # optimizer from tools that read signatures: jsonargparse's completion would follow it without end.
+    def __init__(self, optimizer: Any, name: str, step: Step, toggle: Toggle | None = None) -> None:
+        self.optimizer: Optimizer = optimizer
         self.name = name
         self.step_was_skipped = False
         self._take_step = step
