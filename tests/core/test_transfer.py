@@ -53,6 +53,24 @@ class Encoding(UserDict):
         self.tokenizer = tokenizer
 
 
+@dataclass
+class Output(OrderedDict):
+    """A mapping and a dataclass at once, as the outputs of Transformers' models."""
+
+    x: Tensor
+    label: str
+
+    def __post_init__(self):
+        self["x"], self["label"] = self.x, self.label
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        object.__setattr__(self, key, value)
+
+    def __reduce__(self):
+        return type(self), (self.x, self.label)
+
+
 class Box:
     """Not a collection; it knows how to move."""
 
@@ -97,6 +115,7 @@ def ones() -> Tensor:
         lambda x: Frozen(x, "label"),
         lambda x: Slotted(x),
         lambda x: Encoding({"ids": x, "text": "abc"}, tokenizer="bpe"),
+        lambda x: Output(x, "label"),
         lambda x: Box(x),
         lambda x: [range(3), b"raw", bytearray(b"raw"), {1, 2}, object, x],
     ],
@@ -113,7 +132,9 @@ def test_tensors_arrive_and_everything_else_is_what_it_was(make):
 
 
 def leaves(batch):
-    if isinstance(batch, (Box, Sample, Frozen)):
+    if isinstance(batch, Output):
+        yield from leaves([batch.x, batch.label, *batch.values()])
+    elif isinstance(batch, (Box, Sample, Frozen)):
         yield from leaves(list(vars(batch).values()))
     elif isinstance(batch, Slotted):
         yield batch.x

@@ -89,11 +89,12 @@ def _with(batch: Any, changed: dict[Any, Any]) -> Any:
     if isinstance(batch, Mapping) and not isinstance(batch, MutableMapping):
         return type(batch)({**batch, **changed})  # type: ignore[call-arg]  # what every read-only mapping in use accepts
     copied: Any = copy.copy(batch)
+    by_item = isinstance(batch, (Mapping, MutableSequence))  # also where it is a dataclass beside, as ModelOutput
     for key, value in changed.items():
-        if is_dataclass(batch):
-            object.__setattr__(copied, key, value)  # also where the class is frozen
-        else:
+        if by_item:
             copied[key] = value
+        else:
+            object.__setattr__(copied, key, value)  # also where the class is frozen
     return copied
 
 
