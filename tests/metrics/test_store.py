@@ -462,7 +462,6 @@ reductions = st.sampled_from(["mean", "sum", "min", "max", torch.max])
 logged = st.lists(st.tuples(st.floats(-100, 100), st.integers(1, 9)), min_size=1, max_size=8)
 
 
-@pytest.mark.holds("R13")
 @given(reductions, logged, st.data())
 def test_a_store_continues_from_its_state_as_if_it_had_gone_on(reduce_fx, logged, data):
     stop = data.draw(st.integers(0, len(logged)))
@@ -484,7 +483,7 @@ def test_a_store_continues_from_its_state_as_if_it_had_gone_on(reduce_fx, logged
     assert continued.commit(["train"], 1) == uninterrupted.commit(["train"], 1)
 
 
-@pytest.mark.holds("R13", "R17")
+@pytest.mark.holds("R17")
 def test_the_state_takes_one_transfer_and_is_empty_once_all_was_reported(store):
     log_many(store.log, 20)
     with Reads() as reads:

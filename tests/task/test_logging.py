@@ -234,7 +234,7 @@ def test_metric_objects_stream_over_an_epoch_and_start_again_with_the_next(batch
         assert by_name["accuracy_step"] == [1, 1, 1, 0, 1, 0, 1] * 2
 
 
-@pytest.mark.holds("R13", "LG-21")
+@pytest.mark.holds("LG-21")
 @pytest.mark.parametrize("saved_at", [0, 1, 2])
 def test_a_run_that_continues_within_an_epoch_reports_all_of_it(tmp_path, saved_at):
     class Averages(Measures):

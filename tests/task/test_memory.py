@@ -97,7 +97,6 @@ def test_predictions_that_are_not_asked_for_are_let_go_at_once(keep):
     assert max(alive) == (49 if keep else 1)
 
 
-@pytest.mark.holds("R56")
 def test_fits_in_a_row_leave_nothing_behind():
     task, refs = Line(), []
     for _ in range(5):
