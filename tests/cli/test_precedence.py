@@ -101,8 +101,12 @@ def test_printed_configuration_can_be_fed_back(run: Run, samples: Path, tmp_path
     args += ["--optimizer", "adamw", "--optimizer.lr", "3e-4", "--lr_scheduler", "step", "--lr_scheduler.step_size=3"]
     args += ["--callbacks+", "sample_tasks.Stopper", "--callbacks.monitor", "val/loss", "--gradient_clip_val=0.5"]
     args += ["--checkpoint", "{monitor: val/loss}", "--link", "data.num_classes=task.hidden", "--limit_batches=0.5"]
+    args += ["--run_dir.name", "first", "--val_check_interval.every", "2 epochs"]
     first = run(["fit", *args, "--print_config"])
     assert (first.code, first.err) == (0, "")
+    printed_values = yaml.safe_load(first.out)
+    assert printed_values["run_dir"] == {"root": "runs", "name": "first", "project": None, "overwrite": False}
+    assert printed_values["val_check_interval"]["every"] == "2 epochs"
     (tmp_path / "printed.yaml").write_text(first.out)
     again = run(["fit", "--config", str(tmp_path / "printed.yaml"), "--print_config"])
     assert again.out == first.out

@@ -54,7 +54,7 @@ class Configuration:
     def as_dict(self) -> dict[str, Any]:
         """Return the values as plain data, classes as `class_path` and `init_args`."""
         text = self.parser.dump(self.values, skip_unset=False, skip_validation=True, skip_link_targets=True)
-        found: dict[str, Any] = yaml.safe_load(text)
+        found: dict[str, Any] = _with_options(self.values, yaml.safe_load(text))
         for name in _META:
             found.pop(name, None)
         return found
@@ -211,3 +211,22 @@ def _for_parser(root: Root, tree: Node) -> Node:
         elif not (node.is_null and key in ("task", "data", "optimizer", "lr_scheduler")):
             found[key] = node
     return Node(found, tree.source)
+
+
+def _with_options(value: Any, dumped: Any) -> Any:
+    """Return dumped data in which options that jsonargparse wrote as a text are data again.
+
+    It serialises a value by the first member of its union that accepts it, and a text accepts everything: the
+    `RunFolder` of a parameter `str | Path | RunFolder` would be saved as `"Namespace(root=...)"`.
+    """
+    if isinstance(value, Namespace) and isinstance(dumped, str):
+        return {
+            name: _with_options(each, str(each) if isinstance(each, Path) else each)
+            for name, each in vars(value).items()
+        }
+    if isinstance(value, (Namespace, dict)) and isinstance(dumped, dict):
+        inner = vars(value) if isinstance(value, Namespace) else value
+        return {name: _with_options(inner.get(name), each) for name, each in dumped.items()}
+    if isinstance(value, list) and isinstance(dumped, list) and len(value) == len(dumped):
+        return [_with_options(*pair) for pair in zip(value, dumped, strict=True)]
+    return dumped
