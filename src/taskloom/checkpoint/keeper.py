@@ -94,7 +94,7 @@ class CheckpointKeeper:
         Raises:
             ConfigError: the monitored metric is missing, or was measured at an earlier step.
             CheckpointError: it could not be written, or another run's checkpoint has its name. Earlier ones are
-            untouched.
+                untouched.
         """
         value = self._monitored(content, on_schedule=on_schedule)
         entry = _Entry(checkpoint_name(content.step), content.step, value)

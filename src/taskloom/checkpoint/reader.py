@@ -38,7 +38,7 @@ def open_checkpoint(path: str | Path, *, verify: bool = False) -> CheckpointRead
 
     Raises:
         CheckpointError: there is none, it is foreign, of a newer format, incomplete, truncated or changed. Names the
-        file.
+            file.
     """
     return CheckpointReader(Path(path), verify=verify)
 

@@ -53,7 +53,8 @@ class Fabric(Training, Processes):
         num_nodes: machines.
         strategy: `auto`, `single`, or an object with its options.
         precision: `32-true`, `64-true`, `bf16-true`, `16-true`, `bf16-mixed`, `16-mixed`, or an object with its
-        options. callbacks: objects whose methods `call` runs.
+            options.
+        callbacks: objects whose methods `call` runs.
         loggers: where `log` and `log_dict` go.
         run_dir: folder below which loggers write; `RunFolder(root, name)` names the run.
         seed: for Python, NumPy and torch, set at the launch.
