@@ -17,8 +17,8 @@ def make_run_folder(choice: RunFolder, task_name: str) -> Path:
     """Make the folder of a new run and return it.
 
     Without a name it is called after the task and the time; a number is added where that exists, so that two runs that
-    start
-    in the same second do not share one.
+    start in the same second do not share one. In a folder that is overwritten, the checkpoints of the run before are
+    set aside.
 
     Raises:
         ValueError: a named folder exists and may not be overwritten.
@@ -42,6 +42,7 @@ def make_run_folder(choice: RunFolder, task_name: str) -> Path:
                         )
                     ) from None
                 continue
+            _set_aside(folder / CHECKPOINTS)
             return folder
     except OSError as error:
         raise PermissionError(
@@ -52,6 +53,13 @@ def make_run_folder(choice: RunFolder, task_name: str) -> Path:
             )
         ) from error
     raise ValueError(explain(f"No free name for a run was found in {root}", got=name))
+
+
+def _set_aside(checkpoints: Path) -> None:
+    """Rename what an overwritten run has saved, to `checkpoints-1` and so on: overwriting destroys no checkpoint."""
+    if checkpoints.exists():
+        free = (checkpoints.with_name(f"{CHECKPOINTS}-{number}") for number in range(1, 10_000))
+        checkpoints.rename(next(path for path in free if not path.exists()))
 
 
 def find_checkpoint(wanted: str | Path, choice: RunFolder, current: Path | None) -> Path:
