@@ -124,6 +124,7 @@ class Graph:
         strategy: what joins them.
         devices: indices of the devices on each machine.
         num_nodes: machines.
+        chosen: what was left to us, as `name=choice`, and why it is that.
     """
 
     accelerator: Accelerator
@@ -132,6 +133,7 @@ class Graph:
     strategy: Strategy
     devices: tuple[int, ...]
     num_nodes: int
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def launcher(self) -> Launcher:
@@ -185,8 +187,20 @@ def resolve(
     if chosen_accelerator and chosen_precision and chosen_strategy and indices is not None and not problems:
         _attempt(problems, chosen_strategy.connect, chosen_accelerator, chosen_precision, indices, num_nodes, found)
         if not problems:
-            return Graph(chosen_accelerator, chosen_precision, found, chosen_strategy, tuple(indices), num_nodes)
+            chosen = {}
+            if accelerator in ("auto", "gpu"):
+                chosen[f"accelerator={chosen_accelerator.name}"] = f"it is the first of {_preferred(accelerator)} here"
+            if strategy == "auto":
+                count = len(indices) * num_nodes
+                chosen[f"strategy={chosen_strategy.name}"] = f"it runs on {count} device{'s' if count > 1 else ''}"
+            return Graph(
+                chosen_accelerator, chosen_precision, found, chosen_strategy, tuple(indices), num_nodes, chosen
+            )
     raise ConfigError(problems)
+
+
+def _preferred(given: object) -> str:
+    return ", ".join(PREFERENCE if given == "auto" else GPUS)
 
 
 def _attempt(problems: list[str], make: Callable[..., Made], *arguments: Any) -> Made | None:

@@ -131,7 +131,7 @@ class Trainer(Control):
         num_nodes: int = 1,
         strategy: str | Strategy = "auto",
         precision: str | int | Precision = "32-true",
-        max_epochs: float | Between | None = None,
+        max_epochs: int | float | Between | None = None,
         max_steps: int | Between | None = None,
         max_time: str | timedelta | dict[str, float] | None = None,
         accumulate_grad_batches: int | dict[int, int] | Accumulation = 1,

@@ -78,7 +78,10 @@ def test_the_start_says_what_was_chosen_and_why() -> None:
 
 def test_the_end_says_where_everything_is_and_what_to_type_next() -> None:
     commands = next_commands(
-        config="runs/x/config.yaml", checkpoint="runs/x/checkpoints/best one", tests=True, tensorboard="runs/x"
+        config="runs/x/config.yaml",
+        checkpoint="runs/x/checkpoints/best one",
+        tests=True,
+        viewers=["", "tensorboard --logdir runs/x"],
     )
     text = closing_lines(
         status="finished",
@@ -86,6 +89,7 @@ def test_the_end_says_where_everything_is_and_what_to_type_next() -> None:
         epochs=1,
         seconds=10.0,
         steps_this_run=100,
+        aside={"epoch boundaries": 0.25, "validation": 90.0},
         metrics={"val/loss": 0.25},
         run_folder="runs/x",
         best="best one",
@@ -96,6 +100,7 @@ def test_the_end_says_where_everything_is_and_what_to_type_next() -> None:
     )
     assert text.splitlines() == [
         "Finished    500 steps, 1 epoch in 10.0 s (10.0 steps/s)",
+        "Aside       epoch boundaries 0.2 s, validation 1:30",
         "Metrics     val/loss 0.25",
         "Run folder  runs/x",
         "Best        best one (val/loss 0.25)",

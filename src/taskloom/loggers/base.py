@@ -47,6 +47,11 @@ class Logger(ABC):
         """Where to look, for the closing line: a path or an address."""
         return ""
 
+    @property
+    def viewer(self) -> str:
+        """What to type to look at what was recorded, for the closing line; empty where `location` says enough."""
+        return ""
+
     @abstractmethod
     def log_metrics(self, metrics: Mapping[str, float], step: int, epoch: int | None = None) -> None:
         """Record values.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar
 from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
 
-from taskloom.core.errors import explain, missing_package
+from taskloom.core.errors import explain, require_package
 from taskloom.loggers.base import Logger
 from taskloom.loggers.hyperparameters import flatten_hyperparameters
 
@@ -52,8 +52,7 @@ class TensorBoardLogger(Logger):
         max_queue: int = 10,
         flush_secs: int = 30,
     ) -> None:
-        if find_spec("tensorboard") is None:
-            raise missing_package(type(self).__name__, "tensorboard", "tensorboard")
+        require_package(type(self).__name__, "tensorboard>=2.16", extra="tensorboard")
         self.sub_dir = sub_dir
         self.prefix = prefix
         self.logs_graph = log_graph
@@ -100,6 +99,11 @@ class TensorBoardLogger(Logger):
     def location(self) -> str:
         """The folder of the event files."""
         return str(self._folder or "")
+
+    @property
+    def viewer(self) -> str:
+        """The command that shows the curves."""
+        return f"tensorboard --logdir {quote(str(self._folder))}" if self._folder else ""
 
     def _tag(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name

@@ -119,6 +119,7 @@ def build_fit(trainer: Trainer, run: Run, train: Any, validate: Any, reader: Che
             TaskloomWarning,
             stacklevel=2,
         )
+    window.batches = settings.accumulation.at_epoch(trainer.progress.epochs)  # known before the first epoch begins
     return loop
 
 

@@ -37,7 +37,7 @@ import math
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 from torch import Tensor
@@ -57,10 +57,12 @@ from taskloom.loop.limits import Limits
 from taskloom.loop.optimization import Optimization
 from taskloom.loop.run import Run, generators_kept
 from taskloom.loop.saving import Saver
+from taskloom.loop.stopwatch import Stopwatch
 from taskloom.loop.trigger import Trigger
 from taskloom.report.base import epoch_title
 
 _TRAIN = "train"
+_BOUNDARIES, _VALIDATION, _CHECKPOINTS = "epoch boundaries", "validation", "checkpoints"
 
 
 class FitLoop:
@@ -124,6 +126,7 @@ class FitLoop:
         self._log_hooks = hooks.of_callbacks("on_log")
         self._tokens = overridden(run.task, "num_tokens", TaskModule)
         self._shown_skips = (0, 0)
+        self.aside = Stopwatch(self._clock)
         self._next_check = self._next_time = self._due_time = self._began = 0.0
 
     # Running ----------------------------------------------------------------------------------------------------------
@@ -138,6 +141,7 @@ class FitLoop:
         run.metrics.enter(_TRAIN, training=True)
         run.metrics.level = "epoch"
         run.call("on_train_start")
+        self.aside.start(_BOUNDARIES)
         self.running = True
         try:
             while not self._is_over():
@@ -145,8 +149,11 @@ class FitLoop:
             run.trainer.take_requests()  # a Ctrl-C in the last moments of an epoch
         finally:
             self.running = False
+        self.aside.stop()
         run.call("on_train_end")
+        self.aside.start(_CHECKPOINTS)
         self.saver.at_end()
+        self.aside.stop()
 
     def wake(self) -> None:
         """Look at what is due after the batch in hand, whatever was planned."""
@@ -158,7 +165,12 @@ class FitLoop:
         train_batch, window = optimization.train_batch, optimization.window
         batch_start, batch_end, tokens, clock = self._batch_start, self._batch_end, self._tokens, self._clock
         last, batch, output, in_full = None, None, None, True
-        for last, batch in self._batches():
+        batches = self._batches()
+        first = list(islice(batches, 1))
+        self.aside.stop()  # the boundary between two epochs ends where the first batch is there
+        batches = chain(first, batches)
+        del first
+        for last, batch in batches:
             metrics.batch = batch
             batch_idx = progress.batches_in_epoch
             self.is_last_batch = last
@@ -184,6 +196,7 @@ class FitLoop:
                 if self._is_over():
                     in_full = False
                     break
+        self.aside.start(_BOUNDARIES)
         metrics.batch = batch = None
         if last is None and not progress.batches_in_epoch:
             raise ValueError(
@@ -196,9 +209,9 @@ class FitLoop:
             )
         optimization.finish_epoch(max(progress.batches_in_epoch - 1, 0))
         part_done = progress.batches_in_epoch >= self.limits.batches_of(progress.epochs) < self.loader.length
-        batches = progress.batches_in_epoch
+        done = progress.batches_in_epoch
         self._finish_epoch(in_full and not part_done)
-        run.reporter.finish(batches, metrics.progress_bar_metrics)
+        run.reporter.finish(done, metrics.progress_bar_metrics)
 
     def _begin_epoch(self) -> None:
         run, progress = self.run_parts, self.progress
@@ -289,9 +302,11 @@ class FitLoop:
 
     def _validate(self, validation: EvaluateLoop) -> None:
         run = self.run_parts
+        self.aside.start(_VALIDATION)
         run.task.on_validation_model_zero_grad()
         with generators_kept(run.strategy), run.trainer.staged("validate"):
             validation.evaluate()
+        self.aside.stop()
         run.metrics.enter(_TRAIN, training=True)
         self.optimization.schedulers.after_validation()
 
@@ -299,7 +314,9 @@ class FitLoop:
         due = self.saver.due(requested=requested)
         if due:
             self._read_losses()  # weights that a loss of NaN has spoilt are not worth keeping
+            self.aside.start(_CHECKPOINTS)
             self.saver.save(due)
+            self.aside.stop()
 
     def _finish_epoch(self, in_full: bool) -> None:
         run, progress, schedulers = self.run_parts, self.progress, self.optimization.schedulers

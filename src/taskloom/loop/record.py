@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskloom.callbacks import ModelSummary
-from taskloom.checkpoint import CheckpointReader
+from taskloom.checkpoint import CheckpointKeeper, CheckpointReader
 from taskloom.core.hooks import overridden
 from taskloom.core.task import TaskModule
 from taskloom.loggers.group import LoggerGroup
@@ -92,6 +92,7 @@ class Record:
             precision=f"{precision.name}: {precision.policy}",
             strategy=f"{strategy.name}, {processes}",
             batch=batch_line(trainer.micro_batch_size, trainer.accumulate_grad_batches, strategy.data_parallel_size),
+            chosen=trainer.fabric.graph.chosen,
             run_folder=self.folder,
             resumed_from=reader.path if reader is not None else None,
         )
@@ -138,19 +139,28 @@ class Record:
             seconds=time.perf_counter() - self._started_at,
             steps_this_run=trainer.progress.steps - self._first_step,
             reason=trainer.stop_reason,
+            aside=trainer.parts.fit.aside.seconds,
             metrics=trainer.metric_values,
             run_folder=self.folder,
             best=_near(trainer.best_checkpoint),
+            best_score=_score(trainer.checkpoints),
             last=_near(trainer.last_checkpoint),
             logs=self.loggers.locations(),
             next_commands=next_commands(
                 config=self.folder / "config.yaml" if configured and self.folder is not None else None,
                 checkpoint=_near(trainer.best_checkpoint or trainer.last_checkpoint),
                 resume=trainer.state.status in ("interrupted", "failed"),
+                viewers=[logger.viewer for logger in self.loggers],
                 tests=overridden(trainer.task_module, "test_step", TaskModule) is not None,
             ),
         )
         self.reporter.message(lines)
+
+
+def _score(keepers: Sequence[CheckpointKeeper]) -> str:
+    """Return what makes the best checkpoint the best."""
+    ranked = (keeper for keeper in keepers if keeper.best_score is not None)
+    return next((f"{keeper.policy.monitor} {keeper.best_score:.4g}" for keeper in ranked), "")
 
 
 def _near(path: Path | None) -> Path | None:

@@ -72,6 +72,7 @@ def closing_lines(
     seconds: float,
     steps_this_run: int | None = None,
     reason: str = "",
+    aside: Mapping[str, float] | None = None,
     metrics: Mapping[str, SupportsFloat] | None = None,
     run_folder: str | Path | None = None,
     best: str | Path | None = None,
@@ -89,6 +90,7 @@ def closing_lines(
         seconds: this run took.
         steps_this_run: optimizer steps since a resume; all of them by default.
         reason: why it stopped.
+        aside: seconds that were not spent on training batches, by what they were spent on.
         metrics: the last values.
         run_folder: where the run wrote.
         best: the best checkpoint.
@@ -103,6 +105,9 @@ def closing_lines(
     lines = [_labelled(status.capitalize(), f"{head} ({pace})" if pace else head)]
     if reason:
         lines.append(_labelled("Because", reason))
+    if aside:
+        spent = (f"{name} {format_duration(taken)}" for name, taken in aside.items())
+        lines.append(_labelled("Aside", ", ".join(spent)))
     if metrics:
         lines.append(_labelled("Metrics", format_metrics(metrics)))
     if run_folder is not None:
@@ -122,7 +127,7 @@ def next_commands(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     tests: bool = False,
-    tensorboard: str | Path | None = None,
+    viewers: Sequence[str] = (),
 ) -> list[str]:
     """Return what to type after a run.
 
@@ -131,7 +136,7 @@ def next_commands(
         checkpoint: the best one, or where there is none the last.
         resume: the run did not reach its end, so the first thing is to go on.
         tests: the task can be tested.
-        tensorboard: folder of event files, when there are any.
+        viewers: `Logger.viewer` of each logger.
     """
     commands = []
     if checkpoint is not None and (resume or tests):
@@ -140,9 +145,7 @@ def next_commands(
             commands.append(f"task {verb} --config {quote(str(config))} --ckpt_path {quote(str(checkpoint))}")
         else:
             commands.append(f"trainer.{verb}(task, ckpt_path={str(checkpoint)!r})")
-    if tensorboard is not None:
-        commands.append(f"tensorboard --logdir {quote(str(tensorboard))}")
-    return commands
+    return [*commands, *filter(None, viewers)]
 
 
 def _plural(count: int, noun: str) -> str:
