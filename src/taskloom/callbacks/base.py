@@ -8,6 +8,7 @@ when the callback reaches a Trainer, because it would be silently ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -168,6 +169,9 @@ class Callback:
 
     def on_log(self, trainer: Trainer, task: TaskModule, metrics: Mapping[str, float], step: int) -> None:
         """Metrics were flushed: in training at the logging interval, after evaluations, and at the end of an epoch."""
+
+    def on_push_begin(self, trainer: Trainer, task: TaskModule, path: Path) -> None:
+        """A file or folder is about to be handed to the loggers (`Trainer.log_artifact`)."""
 
     def on_exception(self, trainer: Trainer, task: TaskModule, exception: BaseException) -> None:
         """The stage fails, or is interrupted."""

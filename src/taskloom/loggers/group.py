@@ -78,6 +78,10 @@ class LoggerGroup:
         plain = sanitize_hyperparameters(parameters)
         self._each(lambda logger: logger.log_hyperparameters(plain))
 
+    def log_artifact(self, path: Path, *, name: str | None = None) -> None:
+        """Keep a file or folder with the run."""
+        self._each(lambda logger: logger.log_artifact(path, name=name))
+
     def flush(self) -> None:
         """Let every logger write what it holds."""
         self._each(lambda logger: logger.flush())

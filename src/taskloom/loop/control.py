@@ -69,6 +69,24 @@ class Control(Facts):
         with saver.attached() if self.state.stage is None else nullcontext():
             write_checkpoint(Path(path), saver.content(), weights_only=weights_only)
 
+    def log_artifact(self, path: str | Path, name: str | None = None) -> None:
+        """Keep a file or folder with the run, in every logger that can; callbacks see it first in `on_push_begin`.
+
+        Args:
+            path: of what exists.
+            name: that the loggers shall know it by.
+
+        Raises:
+            FileNotFoundError: there is nothing at `path`.
+        """
+        found = Path(path)
+        if not found.exists():
+            raise FileNotFoundError(explain(f"There is nothing at {found} to keep with the run"))
+        for hook in self._run("log_artifact").hooks.of_callbacks("on_push_begin"):
+            hook(found)
+        if self.is_global_zero:
+            self.record.loggers.log_artifact(found, name=name)
+
     def add_callback(self, callback: Callback) -> None:
         """Add a callback to the stages to come."""
         check_hook_names(callback)
