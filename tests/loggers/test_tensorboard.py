@@ -159,6 +159,6 @@ def test_a_new_run_in_an_old_folder_begins_anew(tmp_path: Path) -> None:
 
 @pytest.mark.holds("LG-06")
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskloom.loggers.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_utilities.core.imports.RequirementCache", lambda requirement: False)
     with pytest.raises(MissingPackageError, match=r"taskloom\[tensorboard\]"):
         TensorBoardLogger()

@@ -79,4 +79,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def missing_package(feature: str, package: str, extra: str | None = None) -> MissingPackageError:
     """Build the error for an optional package that is not installed."""
     command = f"pip install 'taskloom[{extra}]'" if extra else f"pip install {package}"
-    return MissingPackageError(explain(f"{feature} needs the package {package!r}, which is not installed", fix=command))
+    return MissingPackageError(explain(f"{feature} needs {package!r}, which is not installed", fix=command))
+
+
+def require_package(feature: str, requirement: str, extra: str | None = None) -> None:
+    """Hold that an optional package is installed, in a version that will do.
+
+    Args:
+        feature: what needs it.
+        requirement: as pip reads it, such as `"tensorboard>=2.16"`.
+        extra: of taskloom that brings it.
+
+    Raises:
+        MissingPackageError: it is not there, or too old; names what to install.
+    """
+    from lightning_utilities.core.imports import RequirementCache
+
+    if not RequirementCache(requirement):
+        raise missing_package(feature, requirement, extra)
