@@ -30,11 +30,14 @@ def opened(path: Path | None) -> Generator[CheckpointReader | None, None, None]:
 
 
 def restore_weights(run: Run, reader: CheckpointReader) -> None:
-    """Load parameters and buffers, and what the task and the callbacks had added."""
-    run.strategy.load_model(run.module, reader.model_tensors(), strict=run.task.strict_loading)
+    """Hand back what the task and the callbacks had added, then load parameters and buffers.
+
+    The hook comes first, as in Lightning: a task may build from what it saved the very layers that are to be loaded.
+    """
     custom = reader.state.get("custom", {})
     for hook in run.hooks.of("on_load_checkpoint"):
         hook(custom)
+    run.strategy.load_model(run.module, reader.model_tensors(), strict=run.task.strict_loading)
 
 
 def restore_training(
