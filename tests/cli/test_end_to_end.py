@@ -114,7 +114,7 @@ def test_fit_then_test_predict_and_continue(run: Run) -> None:
 
     continued = run(["fit", "--ckpt_path", "last", "--max_epochs", "3"])
     assert continued.code == 0, continued.err
-    assert "max_epochs: 2.0 in the checkpoint, now '3' (flag --max_epochs)" in continued.err
+    assert "max_epochs: 2 in the checkpoint, now '3' (flag --max_epochs)" in continued.err
     again = yaml.safe_load((only_run() / "config.1.yaml").read_text())
     assert again["max_epochs"] == 3
     assert saved["max_epochs"] == 2

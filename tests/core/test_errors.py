@@ -36,4 +36,4 @@ def test_a_configuration_tells_all_its_problems():
 def test_a_missing_package_names_the_command(extra, command):
     error = missing_package("WandbLogger", "wandb", extra)
     assert isinstance(error, MissingPackageError)
-    assert str(error) == f"WandbLogger needs the package 'wandb', which is not installed. Fix: {command}."
+    assert str(error) == f"WandbLogger needs 'wandb', which is not installed. Fix: {command}."
