@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from taskloom import Callback, CheckpointPolicy, Trainer
+from taskloom.accelerators.cpu import CPUAccelerator
 from taskloom.callbacks import EarlyStopping, ModelCheckpoint
-from taskloom.core.errors import CheckpointError, ConfigError
+from taskloom.core.errors import CheckpointError, ConfigError, NonFiniteError
 
 FAST = {"fsync": False}
 QUICK = CheckpointPolicy(**FAST)
@@ -59,6 +60,45 @@ def test_checkpoints_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_checkpoint_waits_for_its_window(tmp_path: Path) -> None:
     every = CheckpointPolicy(every="3 batches", **FAST)
     assert saved_steps(every, tmp_path, accumulate_grad_batches=2) == [2, 4, 5, 6]
+
+
+def test_what_is_due_at_the_last_step_of_an_epoch_is_written_after_the_epoch(tmp_path: Path) -> None:
+    at: list[Any] = []
+    watch = At(
+        on_save_checkpoint=lambda trainer, _: at.append((trainer.current_epoch, trainer.progress.batches_in_epoch))
+    )
+    quiet(watch, max_epochs=2, checkpoint=CheckpointPolicy(every="2 steps", **FAST), run_dir=tmp_path).fit(
+        Line(), loader()
+    )
+    assert at == [(0, 2), (1, 0), (1, 2), (2, 0)]
+
+
+class Delayed(CPUAccelerator):
+    """A device that nobody waits for."""
+
+    synchronous = False
+
+
+@pytest.mark.holds("R28")
+@pytest.mark.parametrize("due", ["save", "log"])
+def test_a_loss_that_nobody_waited_for_is_judged_before_anything_is_kept(due: str, tmp_path: Path) -> None:
+    class Task(Line):
+        def training_step(self, batch, batch_idx):
+            self.seen.append(batch_idx)
+            return self.loss(batch) * (float("nan") if batch_idx == 1 else 1.0)
+
+    task = Task()
+    trainer = quiet(
+        max_epochs=1,
+        accelerator=Delayed(),
+        checkpoint=CheckpointPolicy(every="3 steps" if due == "save" else "9 epochs", **FAST),
+        log_every_n_steps=3 if due == "log" else 50,
+        run_dir=tmp_path,
+    )
+    with pytest.raises(NonFiniteError, match="the loss of one of the last 3 batches is not finite"):
+        trainer.fit(task, loader(16))
+    assert task.seen == [0, 1, 2]
+    assert not list(tmp_path.glob("*/checkpoints/step-*"))
 
 
 class Measured(Line):
@@ -401,3 +441,14 @@ def test_samplers_are_told_the_epoch() -> None:
     told.clear()
     quiet(max_epochs=2).fit(Line(), DataLoader(data, batch_sampler=BatchSampler(Ordered(data), 2, False)))
     assert told == [0, 1]
+
+
+@pytest.mark.holds("DB-04")
+def test_a_trial_of_a_resume_writes_nothing_either(tmp_path: Path) -> None:
+    before = quiet(max_epochs=1, checkpoint=QUICK, run_dir=tmp_path)
+    before.fit(Line(), loader())
+    there = sorted(tmp_path.rglob("*"))
+    trial = quiet(fast_dev_run=True, run_dir=tmp_path)
+    trial.config_text = "max_epochs: 1"
+    trial.fit(Line(), loader(), ckpt_path=before.last_checkpoint)
+    assert sorted(tmp_path.rglob("*")) == there

@@ -9,7 +9,7 @@ import torch
 from loop.tiny import At, Line, equal, loader, quiet, samples, weights
 from torch.nn import functional as F
 
-from taskloom import Accumulation
+from taskloom import Accumulation, Loss
 from taskloom.core.errors import TaskloomWarning
 from taskloom.loggers import Logger
 
@@ -111,6 +111,41 @@ def test_lbfgs_minimises_the_loss_of_the_whole_window(batch_size: int) -> None:
     assert result.steps == 2
     assert trainer.progress.micro_batches == 2 * len(data)
     assert len(task.seen) > trainer.progress.micro_batches
+
+
+@pytest.mark.holds("TM-24", "R2")
+@pytest.mark.parametrize("kind", ["mean", "Loss"])
+def test_a_closure_returns_the_mean_loss_of_its_window(kind: str) -> None:
+    class Task(Line):
+        def training_step(self, batch, batch_idx):
+            total = self.loss(batch) * len(batch[0])
+            return Loss(total, len(batch[0])) if kind == "Loss" else total / len(batch[0])
+
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            got.extend([optimizer_closure().item(), optimizer_closure().item()])
+            optimizer.step()
+
+    got: list[float] = []
+    task = Task(lr=0.0)
+    quiet(max_epochs=1, accumulate_grad_batches=3).fit(task, loader(16, 4))
+    first, second = (task.loss(samples(16)[part]).item() for part in (slice(0, 12), slice(12, 16)))
+    assert got == pytest.approx([first, first, second, second], rel=1e-5)
+
+
+@pytest.mark.holds("TM-24", "R28")
+@pytest.mark.filterwarnings("ignore:A training batch is left out")
+def test_evaluating_again_counts_no_skip_twice() -> None:
+    class Task(Line):
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch) if batch_idx % 2 else None
+
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            optimizer_closure()
+            optimizer.step(closure=optimizer_closure)
+
+    trainer = quiet(max_epochs=1, accumulate_grad_batches=Accumulation(2, max_consecutive_skips=2))
+    assert trainer.fit(Task(), loader()).steps == 2
+    assert trainer.progress.skipped_batches == 2
 
 
 @pytest.mark.holds("TM-24")

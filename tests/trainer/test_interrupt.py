@@ -148,6 +148,29 @@ def test_an_interrupt_at_any_moment_of_the_loop_is_heard(hook: str, tmp_path: Pa
 
 
 @pytest.mark.holds("LC-30")
+def test_ctrl_c_while_an_interrupted_run_saves_ends_it_at_once(tmp_path: Path) -> None:
+    class Task(Line):
+        def validation_step(self, batch, batch_idx):
+            signal.raise_signal(signal.SIGINT)
+
+        def on_save_checkpoint(self, checkpoint):
+            reached.append("saving")
+            signal.raise_signal(signal.SIGINT)
+            reached.append("saved")
+
+        def teardown(self, stage):
+            reached.append("torn down")
+
+    reached: list[str] = []
+    trainer = quiet(max_epochs=9, checkpoint=True, run_dir=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(Task(), loader(), loader())
+    assert reached == ["saving", "torn down"]
+    assert checkpoint_steps(tmp_path) == []
+    assert trainer.state.stage is None
+
+
+@pytest.mark.holds("LC-30")
 def test_a_handler_of_the_users_own_is_left_alone() -> None:
     got: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: got.append(number))

@@ -63,8 +63,10 @@ def stage(
             cleanup.enter_context(_interrupts(trainer))
             yield run
         except BaseException as error:
-            _failed(run, error)
-            _tear_down_after_failure(run, name)
+            try:
+                _failed(run, error)
+            finally:  # after a second Ctrl-C too
+                _tear_down_after_failure(run, name)
             raise
         trainer.succeeded()
         _tear_down(run, name)
@@ -142,7 +144,6 @@ def _tear_down_after_failure(run: Run, name: StageName) -> None:
 def _failed(run: Run, error: BaseException) -> None:
     """Tell everybody of a failure; what fails while they are told must not hide it."""
     trainer = run.trainer
-    trainer.interrupt_requested = True  # from here on Ctrl-C is not held back any more
     trainer.state.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     hooks = list(run.hooks.of_callbacks("on_exception"))
     if run.datamodule is not None:
