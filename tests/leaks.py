@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import torch
 
-# pytest writes the running test's name into one; torch writes where its compiler keeps files when it first needs it.
-NOT_OURS = frozenset({"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"})
+# pytest writes the running test's name; torch where its compiler keeps files, when it first needs to know; scikit-learn
+# two settings of OpenMP, when it is first imported.
+NOT_OURS = frozenset({"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"})
 # How long something that is ending may take to end, in seconds.
 GRACE = 5.0
 
