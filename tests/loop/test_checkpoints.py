@@ -113,7 +113,7 @@ class Measured(Line):
             self.log("score", next(self.values))
 
 
-@pytest.mark.holds("CB-05", "R21")
+@pytest.mark.holds("CB-05")
 @pytest.mark.parametrize(("mode", "best", "kept"), [("max", 2, {2, 3, 4}), ("min", 1, {1, 4})])
 def test_the_best_and_the_last_are_kept(mode: str, best: int, kept: set[int], tmp_path: Path) -> None:
     policy = CheckpointPolicy(monitor="score", mode=mode, save_top_k=2, **FAST)
@@ -152,7 +152,7 @@ def test_a_callback_alone_saves_too(tmp_path: Path) -> None:
     assert brought.best_model_path == str(result.run_folder / "checkpoints" / "step-00000001")
 
 
-@pytest.mark.holds("CB-05", "R21")
+@pytest.mark.holds("CB-05")
 def test_early_stopping_comes_before_the_checkpoint_and_both_see_the_validation(tmp_path: Path) -> None:
     order: list[str] = []
     watch = At(
@@ -280,7 +280,6 @@ def test_windows_of_a_resumed_run_have_the_same_bytes(stop: int, tmp_path: Path)
     assert equal(weights(task), weights(second))
 
 
-@pytest.mark.holds("R25")
 def test_resuming_reads_no_sample_that_was_trained_on(tmp_path: Path) -> None:
     class Noting(torch.utils.data.Dataset):
         def __init__(self):
@@ -302,7 +301,6 @@ def test_resuming_reads_no_sample_that_was_trained_on(tmp_path: Path) -> None:
     assert sorted(first.read[:10] + second.read) == [*range(14)]
 
 
-@pytest.mark.holds("R22")
 @pytest.mark.parametrize("where", ["on_validation_start", "on_validation_end"])
 def test_an_interrupt_in_the_validation_of_an_epoch_repeats_no_schedule(where: str, tmp_path: Path) -> None:
     def interrupt(trainer: Trainer, _: Any) -> None:

@@ -199,7 +199,7 @@ def exponents(task: Scheduled) -> list[int]:
     return [round(-torch.log2(torch.tensor(rate)).item()) for rate in task.rates]
 
 
-@pytest.mark.holds("OS-18", "R24")
+@pytest.mark.holds("OS-18")
 @pytest.mark.parametrize(
     ("config", "window", "halved"),
     [

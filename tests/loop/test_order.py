@@ -16,7 +16,7 @@ from taskloom.core.hooks import TaskHooks, TransferHooks
 from taskloom.loop import evaluate, fit, predict
 
 ROWS = {
-    "automatic": ("R39", "TM-16", "TM-17", "TM-18", "TM-19", "TM-20", "TM-21", "TM-22", "TM-25", "R21"),
+    "automatic": ("R39", "TM-16", "TM-17", "TM-18", "TM-19", "TM-20", "TM-21", "TM-22", "TM-25"),
     "closure": ("R39", "TM-24"),
     "manual": ("R39", "TM-22", "TM-27"),
     "max_steps": ("R39", "TM-17", "TM-18"),

@@ -294,7 +294,7 @@ def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
         quiet(max_epochs=1, checkpoint=True, run_dir=tmp_path / "file").fit(Line(), loader())
 
 
-@pytest.mark.holds("R30", "R55")
+@pytest.mark.holds("R30")
 def test_a_run_folder_that_exists(tmp_path: Path) -> None:
     def trainer(**options: Any) -> Trainer:
         return quiet(max_epochs=1, checkpoint=True, run_dir=RunFolder(tmp_path, name="mine", **options))
@@ -310,7 +310,6 @@ def test_a_run_folder_that_exists(tmp_path: Path) -> None:
     assert kept == ["checkpoints", "checkpoints-1", "checkpoints-2"]
 
 
-@pytest.mark.holds("R55")
 def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> None:
     folders = {quiet(max_steps=1, checkpoint=True, run_dir=tmp_path).fit(Line(), loader()).run_folder for _ in range(3)}
     assert len(folders) == 3
