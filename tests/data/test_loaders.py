@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from taskloom.data import feed, named_loaders, suggested_num_workers
-from taskloom.data.loaders import loader_length, with_last
+from taskloom.data.loaders import declared_batch_size, loader_length, with_last
 
 
 class Stream(IterableDataset):
@@ -96,3 +96,14 @@ def test_the_last_batch_is_told_by_reading_one_ahead(batches):
 def test_workers_share_the_cores_between_processes(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     assert suggested_num_workers(processes) == workers
+
+
+def test_only_a_map_style_loader_promises_how_many_samples_a_batch_holds():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from range(5)
+
+    assert declared_batch_size(DataLoader(range(5), batch_size=2)) == 2
+    assert declared_batch_size(DataLoader(range(5), batch_sampler=[[0, 1], [2]])) is None
+    assert declared_batch_size(DataLoader(Stream(), batch_size=2)) is None
+    assert declared_batch_size([torch.zeros(2)]) is None

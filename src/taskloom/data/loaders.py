@@ -104,6 +104,16 @@ def with_last(batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
     yield held, True
 
 
+def declared_batch_size(loader: Iterable[Any]) -> int | None:
+    """Return how many samples every batch but the last holds, None for a loader that does not promise it.
+
+    Batches of an iterable data set may be short anywhere: each worker ends with what it has left.
+    """
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        return loader.batch_size
+    return None
+
+
 def suggested_num_workers(processes: int = 1) -> int:
     """Return how many loader processes this machine can carry for each of its training processes, at least 1."""
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1

@@ -51,7 +51,7 @@ from taskloom.core.progress import Progress
 from taskloom.core.task import TaskModule
 from taskloom.core.transfer import count_samples
 from taskloom.data import NamedLoader
-from taskloom.data.loaders import with_last
+from taskloom.data.loaders import declared_batch_size, with_last
 from taskloom.loop.evaluate import EvaluateLoop
 from taskloom.loop.limits import Limits
 from taskloom.loop.optimization import Optimization
@@ -164,6 +164,7 @@ class FitLoop:
         self._begin_epoch()
         train_batch, window = optimization.train_batch, optimization.window
         batch_start, batch_end, tokens, clock = self._batch_start, self._batch_end, self._tokens, self._clock
+        batch_size = declared_batch_size(self.loader.loader)
         last, batch, output, in_full = None, None, None, True
         batches = self._batches()
         first = list(islice(batches, 1))
@@ -179,7 +180,7 @@ class FitLoop:
             output = train_batch(batch, batch_idx, last)
             progress.batches_in_epoch = batch_idx + 1
             progress.micro_batches += 1
-            progress.samples += count_samples(batch) or 0
+            progress.samples += batch_size if batch_size and not last else count_samples(batch) or 0
             if tokens is not None:
                 progress.tokens += tokens(batch)
             if batch_end:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from warnings import warn
 
@@ -23,7 +23,6 @@ from taskloom.loop.schedule import Schedulers
 from taskloom.loop.window import Window
 from taskloom.optim import OptimizerSetup, TaskOptimizer
 
-_NO_CONTEXT = nullcontext()
 _NORM_OPTIONS = (False, True, None, None, "mean", True, False)
 
 
@@ -64,6 +63,8 @@ class Optimization(ABC):
         self._before_zero_grad = hooks.of("on_before_zero_grad")
         self._before_backward = hooks.of("on_before_backward")
         self._after_backward = hooks.of("on_after_backward")
+        self._schedules = bool(schedulers.configs)
+        self._watches_backward = bool(self._before_backward or self._after_backward or self._run_backward)
         self._before_step = hooks.of("on_before_optimizer_step")
         self._own_zero_grad = overridden(task, "optimizer_zero_grad", TaskModule)
         self._own_clipping = overridden(task, "configure_gradient_clipping", TaskModule)
@@ -170,7 +171,8 @@ class Optimization(ABC):
         """Count the step of a window, or that none was taken, and open the next."""
         if stepped:
             self.progress.steps += 1
-            self.schedulers.after_step()
+            if self._schedules:
+                self.schedulers.after_step()
         else:
             self.progress.skipped_steps += 1
         self.window.reset()
@@ -185,13 +187,20 @@ class AutomaticOptimization(Optimization):
         self.completes = complete = window.filled + 1 >= window.batches or last
         if not window.filled:
             self._zero_grad(batch_idx)
-        with _NO_CONTEXT if complete else self.run.strategy.backward_sync(self.run.module, False):
-            output = self._step(batch, batch_idx)
-            loss = window.add(output, batch)
-            if loss is not None:
+        if not complete:
+            with self.run.strategy.backward_sync(self.run.module, False):
+                return self._accumulate(self._step(batch, batch_idx), batch)
+        output = self._accumulate(self._step(batch, batch_idx), batch)
+        self._complete()
+        return output
+
+    def _accumulate(self, output: Any, batch: Any) -> Any:
+        loss = self.window.add(output, batch)
+        if loss is not None:
+            if self._watches_backward:
                 self.backward(loss)
-        if complete:
-            self._complete()
+            else:
+                self.run.strategy.backward(loss, self.run.module)
         return output
 
     def finish_epoch(self, batch_idx: int) -> None:
