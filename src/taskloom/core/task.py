@@ -49,17 +49,19 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Any, batch_idx: int) -> StepOutput:
-        """Compute the loss of one micro-batch.
+    # The steps take anything here, so that a type checker accepts an override with the arguments it needs:
+    # `(batch)`, `(batch, batch_idx)`, and `(batch, batch_idx, dataloader_idx)` where there are several loaders.
+
+    def training_step(self, *args: Any, **kwargs: Any) -> StepOutput:
+        """Compute the loss of one micro-batch: `training_step(self, batch, batch_idx)`.
 
         Args:
-            batch: what the training loader yielded, on the device.
-            batch_idx: its number in the epoch, from 0.
+            *args: the batch that the training loader yielded, on the device, and its number in the epoch, from 0.
+            **kwargs: none; for type checkers.
 
         Returns:
             A 0-dim tensor (the mean over the micro-batch), `Loss(sum, weight)`, a dict with either under `"loss"`, or
-            `Skip`
-            (or `None`) to leave the batch out. In manual optimisation whatever you like.
+            `Skip` (or `None`) to leave the batch out. In manual optimisation whatever you like.
         """
         raise NotImplementedError(
             explain(
@@ -68,7 +70,7 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
             )
         )
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch; report with `self.log`."""
         raise NotImplementedError(
             explain(
@@ -77,15 +79,15 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
             )
         )
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
         """Test on one batch; report with `self.log`."""
         raise NotImplementedError(
             explain(f"{type(self).__name__} has no test_step", fix="write `def test_step(self, batch, batch_idx): ...`")
         )
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         """Return predictions for one batch; by default `self(batch)`."""
-        return self(batch)
+        return self(args[0])
 
     def num_tokens(self, batch: Any) -> int:
         """Return how many tokens a batch holds, for the token counter and tokens per second; 0 counts none."""
