@@ -1,8 +1,7 @@
 """`Callback`: code that takes part in a run without being part of the task, with Lightning's hook names.
 
-A hook that is not overridden is never called. A method that looks like a hook but is none (`on_train_batch_ends`) is
-an error
-when the callback reaches a Trainer, because it would be silently ignored.
+A hook that is not overridden is never called. A method that looks like a hook but is none (`on_train_batch_ends`) is an
+error when the callback reaches a Trainer, because it would be silently ignored.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ class Callback:
 
     Attributes:
         monitor: the metric it decides by. A monitoring callback runs after the task in `on_train_epoch_end`, when the
-            epoch's
-            metrics are known.
+            epoch's metrics are known.
         before: callback classes that this one must run before.
         after: callback classes that this one must run after.
     """

@@ -1,10 +1,8 @@
 """What a training step may return, and what it means for the gradient.
 
 One optimizer step uses the gradient of `Σ sum / Σ weight` over its actual window: all of its micro-batches, a short
-last
-window included. A mean per micro-batch that is averaged again is a different number when the micro-batches differ in
-size
-(Transformers issue 34191), which is why numerator and denominator are kept apart.
+last window included. A mean per micro-batch that is averaged again is a different number when the micro-batches differ
+in size (Transformers issue 34191), which is why numerator and denominator are kept apart.
 """
 
 from __future__ import annotations

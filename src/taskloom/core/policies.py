@@ -1,8 +1,7 @@
 """Small typed objects for what is rarer than a `Trainer` parameter.
 
 Each parameter that has one accepts a plain value for the usual case and the object for the rest, so the constructor of
-the
-`Trainer` stays short and every default can be read here. All of them check themselves when they are made.
+the `Trainer` stays short and every default can be read here. All of them check themselves when they are made.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ class GradientClipping:
         max_value: clamp every gradient element to `[-max_value, max_value]` instead.
         norm_type: p of the norm; `inf` for the largest element.
         error_if_nonfinite: raise `NonFiniteError` when the norm is NaN or infinite, before any gradient is changed.
-            Reads one
-            number from the device per step.
+            Reads one number from the device per step.
         log_norm: log the norm before clipping as `grad_norm`.
 
     Raises:
@@ -93,11 +91,9 @@ class Accumulation:
         flush_last: step on a short last window of an epoch, weighted by what it really holds. If False its batches are
             dropped.
         on_skip: what a step that returns `Skip` does to its window. `drop_and_reweight` leaves the micro-batch out and
-            divides
-            by the weight of the others, `skip_all` drops the whole window, `raise` stops.
+            divides by the weight of the others, `skip_all` drops the whole window, `raise` stops.
         on_nonfinite: the same for a loss that is NaN or infinite. `raise` is noticed at once on a CPU and at the next
-            flush
-            elsewhere, because asking an accelerator for a number every step would stall it.
+            flush elsewhere, because asking an accelerator for a number every step would stall it.
         max_consecutive_skips: stop with an error after this many dropped batches in a row.
     """
 
@@ -175,8 +171,7 @@ class LimitBatches:
         test: of every test loader.
         predict: of every prediction loader.
         overfit: train on this much of the training loader, the same batches in the same order each epoch, and validate
-            on
-            the same batches, to see whether a model can learn at all.
+            on the same batches, to see whether a model can learn at all.
     """
 
     train: int | float | None = None

@@ -1,8 +1,7 @@
 """The only counters. What is checkpointed, what every logger uses as x, and what every trigger compares against.
 
 One counter for "steps" that means something else with two optimizers or with accumulation is what users of the peers
-trip
-over (Lightning issues 17958 and 13752), so each thing that can be counted has a name of its own.
+trip over (Lightning issues 17958 and 13752), so each thing that can be counted has a name of its own.
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ def seed_everything(
     Args:
         seed: between 0 and 2**32 - 1; drawn from the operating system when `None`.
         workers: kept for Lightning's signature. Loader workers always get distinct seeds: torch derives them from the
-            main
-            process for `random` and `torch`, and for NumPy since 1.26 or torch 2.8.
+            main process for `random` and `torch`, and for NumPy since 1.26 or torch 2.8.
         device_specific: add the rank to the seed, so that processes draw different numbers.
         rank: of this process, used with `device_specific`.
 

@@ -28,8 +28,7 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
     """A model together with its training, validation, test and prediction steps and its optimizers.
 
     Subclass it, build layers in `__init__`, and write `training_step` and `configure_optimizers`; everything else is
-    optional.
-    A `LightningModule` becomes a `TaskModule` by changing its import and its base class.
+    optional. A `LightningModule` becomes a `TaskModule` by changing its import and its base class.
 
     Attributes:
         automatic_optimization: set to False in `__init__` to call `manual_backward` and `optimizer.step()` yourself.
@@ -126,8 +125,8 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
 
         Any of: an optimizer; a list of them; `([optimizers], [schedulers])`; a dict with `"optimizer"` and optionally
         `"lr_scheduler"` (a scheduler or a dict with `scheduler`, `interval` "epoch" or "step", `frequency`, `monitor`,
-        `strict`,
-        `name`); a list of such dicts; or `None` to train without one. Several optimizers need manual optimisation.
+        `strict`, `name`); a list of such dicts; or `None` to train without one. Several optimizers need manual
+        optimisation.
         """
         if self._default_optimizer is None:
             raise NotImplementedError(
@@ -156,9 +155,8 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
         Args:
             optimizer: called with the trainable parameters.
             lr_scheduler: called with the optimizer; or a dict with such a callable under `"scheduler"` beside
-                `interval` and
-                the other keys that `configure_optimizers` knows. Steps once per optimizer step unless it says
-                otherwise.
+                `interval` and the other keys that `configure_optimizers` knows. Steps once per optimizer step unless it
+                says otherwise.
         """
         self._default_optimizer, self._default_lr_scheduler = optimizer, lr_scheduler
 

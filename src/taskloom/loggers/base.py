@@ -1,8 +1,7 @@
 """`Logger`: where metrics, hyper-parameters and artefacts of a run go; one file beside this one per destination.
 
 Only rank 0 calls a logger. Every logger is given the same x, the optimizer steps of `Progress`, so that curves of
-different
-loggers can be laid over each other (Lightning issue 20368).
+different loggers can be laid over each other (Lightning issue 20368).
 """
 
 from __future__ import annotations
