@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,3 +50,22 @@ def test_module_in_a_missing_package_and_submodules(tmp_path: Path) -> None:
             locate("package_here.outer.Outer", [object])
         with pytest.raises(ClassNotFoundError, match=r"no module 'package_hare'.*Did you mean 'package_here'"):
             locate("package_hare.inner.Outer", [object])
+
+
+@pytest.mark.holds("CL-02")
+def test_our_callbacks_need_no_module(tmp_path: Path) -> None:
+    config = tmp_path / "short.yaml"
+    config.write_text(
+        "max_epochs: 1\ntask: taskloom.TaskModule\noptimizer: adamw\n"
+        "callbacks:\n  - class_path: Timer\n  - class_path: LambdaCalback\n"
+    )
+    # Another process, because any test before this one may have imported them.
+    command = [sys.executable, "-m", "taskloom", "check", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2
+    assert "LambdaCalback" in done.stderr
+    assert "Did you mean 'LambdaCallback'?" in done.stderr
+    assert "'Timer'" not in done.stderr
+    config.write_text(config.read_text().replace("LambdaCalback", "TerminateOnNaN"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr

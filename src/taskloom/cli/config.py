@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from taskloom import callbacks
 from taskloom.cli.command_line import CommandLine
 from taskloom.cli.explain import Explainer
 from taskloom.cli.interpolate import resolve_references
@@ -121,6 +122,7 @@ def configure(
     if problems:
         raise ConfigError(problems)  # what could not be read would only be reported again, as missing
     tree = merge([*below, *files, *variables, *line.layers], problems)
+    _load_named(tree.value.get("callbacks"))
     tree = root.spelled(root.with_class_paths(tree))
     written = links_of_tree(tree.value.pop("link", None), problems)
     for text in line.links:
@@ -141,6 +143,16 @@ def configure(
     if problems or values is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return Configuration(root, tree, parser, values, linked)
+
+
+def _load_named(node: Node | None) -> None:
+    """Import our callbacks that are named without their module; jsonargparse finds a bare name only once it is."""
+    if node is None:
+        return
+    if isinstance(node.value, str) and node.value in callbacks.__all__:
+        getattr(callbacks, node.value)
+    for inner in node.value.values() if node.is_mapping else node.value if node.is_list else ():
+        _load_named(inner)
 
 
 def _judge(

@@ -110,8 +110,14 @@ def _by_bare_name(name: str, bases: Sequence[type]) -> type:
         )
     raise ClassNotFoundError(
         explain(f"No imported subclass of {kinds} has this name", got=name, fix=f"write its import path, module.{name}")
-        + nearest(name, [kind.__name__ for kind in known])
+        + nearest(name, [*(kind.__name__ for kind in known), *(each for base in bases for each in _not_loaded(base))])
     )
+
+
+def _not_loaded(base: type) -> list[str]:
+    """Return the names beside one of our own classes, which its package loads only when they are asked for."""
+    package, _, _ = base.__module__.rpartition(".")
+    return vars(importlib.import_module(package)).get("__all__", []) if package.startswith("taskloom.") else []
 
 
 def _module(path: str, name: str) -> ModuleType | None:
