@@ -10,9 +10,9 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import xxhash
@@ -24,7 +24,6 @@ from taskloom.checkpoint.manifest import ANOTHER_ONE, MANIFEST, FileRecord, Mani
 from taskloom.checkpoint.state import decode_state
 from taskloom.core.errors import CheckpointError, explain, nearest
 
-Kind = Literal["model", "optimizer"]
 _BLOCK = 1 << 22
 
 
@@ -83,6 +82,7 @@ class CheckpointReader:
         self.path = _checked_folder(path)
         self.manifest = Manifest.read(path)
         self._open_files: dict[str, Any] = {}
+        self._indexes: dict[str, TensorIndex] = {}
         problems = _file_problems(path, self.manifest, hashes=verify)
         if problems:
             raise CheckpointError(explain(" ".join(problems).rstrip("."), fix=ANOTHER_ONE))
@@ -115,20 +115,30 @@ class CheckpointReader:
             return None
         return self._read("config.yaml").decode(errors="replace")
 
+    @property
+    def kinds(self) -> list[str]:
+        """The sets of tensors in it: `model`, `optimizer` unless it holds weights only, and what callbacks added."""
+        indexes = (PurePosixPath(name) for name in self.manifest.files)
+        return [path.parent.name for path in indexes if path.name == index_name(path.parent.name)]
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names of the tensors that are stored in a set."""
+        return list(self._index(kind).pieces)
+
     def model_names(self) -> list[str]:
         """Return the names of all parameters and buffers, aliases last."""
-        return [*self._index("model").pieces, *self.aliases]
+        return [*self.names("model"), *self.aliases]
 
     def optimizer_names(self) -> list[str]:
         """Return the names of all optimizer tensors, `<parameter name>.<slot>`."""
-        return list(self._index("optimizer").pieces)
+        return self.names("optimizer")
 
-    def tensor(self, kind: Kind, name: str) -> Tensor:
+    def tensor(self, kind: str, name: str) -> Tensor:
         """Read one whole tensor, put together from its pieces if it was saved in several.
 
         Args:
-            kind: `model` or `optimizer`.
-            name: one of `model_names()` or `optimizer_names()`.
+            kind: `model`, `optimizer`, or another of `kinds`.
+            name: one of `names(kind)`; for `model` an alias too.
 
         Raises:
             CheckpointError: there is no such tensor, or its file is damaged.
@@ -160,8 +170,8 @@ class CheckpointReader:
         Raises:
             CheckpointError: they do not.
         """
-        kinds: tuple[Kind, ...] = ("model",) if self.manifest.weights_only else ("model", "optimizer")
-        for kind in kinds:
+        required = {"model"} if self.manifest.weights_only else {"model", "optimizer"}
+        for kind in sorted(required.union(self.kinds)):
             for pieces in self._index(kind).pieces.values():
                 for piece in pieces:
                     self._check_shape(kind, piece)
@@ -184,7 +194,7 @@ class CheckpointReader:
     ) -> None:
         self.close()
 
-    def _assemble(self, kind: Kind, pieces: Sequence[StoredPiece]) -> Tensor:
+    def _assemble(self, kind: str, pieces: Sequence[StoredPiece]) -> Tensor:
         for piece in pieces:
             self._check_shape(kind, piece)
         parts = [self._part(kind, piece) for piece in pieces]
@@ -202,13 +212,13 @@ class CheckpointReader:
                     (whole.view(-1) if piece.region.flat else whole)[piece.region.slices] = part
         return whole
 
-    def _part(self, kind: Kind, piece: StoredPiece) -> Tensor:
+    def _part(self, kind: str, piece: StoredPiece) -> Tensor:
         name = f"{kind}/{piece.file}"
         with _reading(self.path / name):
             part: Tensor = self._file(name).get_tensor(piece.key)
         return part
 
-    def _check_shape(self, kind: Kind, piece: StoredPiece) -> None:
+    def _check_shape(self, kind: str, piece: StoredPiece) -> None:
         name = f"{kind}/{piece.file}"
         with _reading(self.path / name):
             shape = tuple(self._file(name).get_slice(piece.key).get_shape())
@@ -220,25 +230,19 @@ class CheckpointReader:
                 )
             )
 
-    def _index(self, kind: Kind) -> TensorIndex:
-        return self._model_index if kind == "model" else self._optimizer_index
-
-    @cached_property
-    def _model_index(self) -> TensorIndex:
-        return self._read_index("model")
-
-    @cached_property
-    def _optimizer_index(self) -> TensorIndex:
-        if self.manifest.weights_only:
+    def _index(self, kind: str) -> TensorIndex:
+        if kind == "optimizer" and self.manifest.weights_only:
             raise CheckpointError(
                 explain(
                     f"{self.path} was saved with weights_only=True and has no optimizer state",
                     fix="resume from a full checkpoint",
                 )
             )
-        return self._read_index("optimizer")
+        if kind not in self._indexes:
+            self._indexes[kind] = self._read_index(kind)
+        return self._indexes[kind]
 
-    def _read_index(self, kind: Kind) -> TensorIndex:
+    def _read_index(self, kind: str) -> TensorIndex:
         name = f"{kind}/{index_name(kind)}"
         try:
             return TensorIndex.from_json(self._json(name))

@@ -48,6 +48,7 @@ class CheckpointContent:
         run_id: the run that writes.
         aliases: tied weights, alias to stored name; see `find_aliases`. Pieces of aliases may be among `model`.
         save_id: identifies this content, so that policies which save it at the same step share one checkpoint.
+        further: pieces of more sets of tensors by the name of their folder, such as averaged weights of a callback.
     """
 
     model: Iterable[Shard]
@@ -60,6 +61,7 @@ class CheckpointContent:
     run_id: str = ""
     aliases: dict[str, str] = field(default_factory=dict)
     save_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    further: dict[str, list[Shard]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model, self.optimizer = list(self.model), list(self.optimizer)  # several policies may read them
@@ -96,6 +98,7 @@ def write_checkpoint(
     shards = {"model": without_aliases(content.model, content.aliases)}
     if not weights_only:
         shards["optimizer"] = list(content.optimizer)
+        shards.update(content.further)
     plans = {kind: _plan(kind, pieces, largest_file) for kind, pieces in shards.items()}
     staged = hidden(target, "writing", content.run_id)
     with disk_errors(target), _removed_on_failure(staged):

@@ -1,0 +1,45 @@
+"""`Source`: one loader as a stream of batches that can be left at any batch and taken up there again.
+
+A user's loader is never rebuilt; a source wraps it from outside. Positions count what was *trained on*, not what a
+worker or a read-ahead has fetched, so a source is always asked about the first `done` batches of the epoch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Source(ABC):
+    """Batches of one loader, from any position on.
+
+    Args of every method that has them:
+        epoch: number of the epoch, from 0.
+        done: batches of the epoch that have been trained on.
+    """
+
+    @abstractmethod
+    def begin_epoch(self, epoch: int, *, resumed: bool) -> None:
+        """Prepare an epoch: tell samplers and data sets its number, remember what its order follows from.
+
+        Args:
+            epoch: its number.
+            resumed: it is taken up in its middle, so what its order follows from was restored and stays.
+        """
+
+    @abstractmethod
+    def batches(self, done: int) -> Iterator[Any]:
+        """Iterate over the epoch from batch `done` on; samples before it are not read where that can be avoided."""
+
+    @abstractmethod
+    def state_dict(self, done: int) -> dict[str, Any]:
+        """Return, as data, what a new process needs to go on after `done` batches of this epoch."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, before `begin_epoch(epoch, resumed=True)`.
+
+        Raises:
+            CheckpointError: the state is that of another kind of loader, or this loader cannot go on from it.
+        """
