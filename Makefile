@@ -78,5 +78,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing taskloom and what its tests need into $(VENV) (once)'
-	@$(BIN)/pip install --quiet --editable '.[tensorboard,templates,completion,examples,docs,test,dev]'
+	@$(BIN)/pip install --quiet --editable '.[tensorboard,templates,completion,examples,s3,docs,test,dev]'
 	@touch $@ $(VENV)/.demo
