@@ -8,13 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-# What is measured, as a Python program; the budget in seconds, and whether `import torch` is allowed on top of it.
 PROGRAMS = {
-    "import torch": ("import torch", None, False),
-    "import taskloom": ("import taskloom", 0.1, False),
-    "task --help": ("from taskloom.cli import main; main(['--help'])", 0.3, False),
-    "task fit --help": ("from taskloom.cli import main; main(['fit', '--help'])", 0.5, True),
-    "task fit --print_config": ("from taskloom.cli import main; main(['fit', '--print_config'])", 0.5, True),
+    "import torch": "import torch",
+    "import taskloom": "import taskloom",
+    "task --help": "from taskloom.cli import main; main(['--help'])",
+    "task fit --help": "from taskloom.cli import main; main(['fit', '--help'])",
+    "task fit --print_config": "from taskloom.cli import main; main(['fit', '--print_config'])",
 }
 
 
@@ -27,9 +26,17 @@ def seconds_of(program: str) -> float:
 
 def measure(rounds: int, peers: bool) -> list:
     """Return the rows of the table."""
+    from benchmarks.budgets import FIT_HELP_SECONDS_BESIDE_TORCH, HELP_SECONDS, IMPORT_SECONDS
     from benchmarks.measure import Row, in_turns, python
 
     del peers
+    # in seconds, and whether `import torch` is allowed on top of it
+    budgets = {
+        "import taskloom": (IMPORT_SECONDS, False),
+        "task --help": (HELP_SECONDS, False),
+        "task fit --help": (FIT_HELP_SECONDS_BESIDE_TORCH, True),
+        "task fit --print_config": (FIT_HELP_SECONDS_BESIDE_TORCH, True),
+    }
     names = ["nothing", *PROGRAMS]
     seen = in_turns({name: python(Path(__file__), name) for name in names}, rounds)
     own = {
@@ -37,7 +44,8 @@ def measure(rounds: int, peers: bool) -> list:
         for name in names
     }
     rows = []
-    for name, (_, budget, beside_torch) in PROGRAMS.items():
+    for name in PROGRAMS:
+        budget, beside_torch = budgets.get(name, (None, False))
         allowed = None if budget is None else budget + (own["import torch"] if beside_torch else 0.0)
         text = "" if budget is None else f"{'import torch + ' if beside_torch else ''}{budget} s"
         rows.append(Row(name, f"{own[name]:.2f} s", None, text, allowed is None or own[name] <= allowed))
@@ -45,4 +53,4 @@ def measure(rounds: int, peers: bool) -> list:
 
 
 if __name__ == "__main__":
-    print(seconds_of("" if sys.argv[1] == "nothing" else PROGRAMS[sys.argv[1]][0]))
+    print(seconds_of("" if sys.argv[1] == "nothing" else PROGRAMS[sys.argv[1]]))

@@ -21,8 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 BATCH = 16
-# Largest ratio to the bare loop, from the project's budgets.
-BUDGETS = {"trainer": 1.05, "trainer_full": 1.10, "fabric": 1.05}
+PROGRAMS = ("trainer", "trainer_full", "fabric")
 PEERS = {"lightning": "lightning", "lightning_full": "lightning", "accelerate": "accelerate"}
 
 
@@ -143,18 +142,20 @@ def run(which: str, steps: int) -> float:
 
 def measure(rounds: int, peers: bool) -> list:
     """Return the rows of the table."""
+    from benchmarks.budgets import STEP_FABRIC, STEP_TRAINER, STEP_TRAINER_FULL
     from benchmarks.measure import Row, in_turns, median_ratio, python
 
+    budgets = dict(zip(PROGRAMS, (STEP_TRAINER, STEP_TRAINER_FULL, STEP_FABRIC), strict=True))
     names = [
         "bare",
-        *BUDGETS,
+        *PROGRAMS,
         *([name for name, package in PEERS.items() if importlib.util.find_spec(package)] if peers else []),
     ]
     seen = in_turns({name: python(Path(__file__), name) for name in names}, rounds)
     rows = []
     for name in names:
         ratio = None if name == "bare" else median_ratio(seen[name], seen["bare"])
-        budget = BUDGETS.get(name)
+        budget = budgets.get(name)
         rows.append(
             Row(
                 f"step, {name.replace('_', ' ')}",

@@ -7,6 +7,7 @@ may be exceeded only by a name in EXCEPTIONS, with its reason, and a name there 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import re
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -297,3 +299,29 @@ def test_few_frames_lead_from_fit_to_training_step() -> None:
     for frames in seen:
         assert len(frames) <= FRAMES_TO_TRAINING_STEP, frames
         assert len({file for file, _ in frames}) <= FILES_TO_TRAINING_STEP, frames
+
+
+def budgets() -> tuple[Any, ...]:
+    """The table of all budgets, which is not part of the package."""
+    spec = importlib.util.spec_from_file_location("budgets", ROOT / "benchmarks" / "budgets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module.BUDGETS
+
+
+@pytest.mark.parametrize("budget", [pytest.param(each, id=each.what) for each in budgets()])
+def test_every_budget_is_held(budget: Any) -> None:
+    """By a test that exists; one of time by a benchmark of `python -m benchmarks --check` too."""
+    if budget.awaits:
+        assert not (PACKAGE / budget.awaits).exists(), f"{budget.awaits} is there: add what holds its budget"
+        return
+    assert budget.tests
+    for holder in budget.tests:
+        file, _, name = holder.partition("::")
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), holder
+    if budget.benchmark:
+        assert (ROOT / "benchmarks" / f"{budget.benchmark}.py").is_file()
+        assert f'"{budget.benchmark}"' in (ROOT / "benchmarks" / "__main__.py").read_text()

@@ -57,3 +57,10 @@ def test_the_overview_of_commands_needs_nothing_heavy(arguments: tuple[str, ...]
 @pytest.mark.parametrize("subcommand", ["new", "env"])
 def test_the_help_of_a_command_that_trains_nothing_needs_no_torch(subcommand: str) -> None:
     assert "torch" not in modules_after(*command(subcommand, "--help"))
+
+
+@pytest.mark.parametrize("option", ["--help", "--print_config"])
+def test_the_help_of_a_stage_imports_little_beside_torch(option: str) -> None:
+    beside_torch = modules_after(*command("fit", option)) - modules_after("import torch")
+    assert not (HEAVY - {"torch", "numpy", "safetensors", "rich"}) & packages(beside_torch)
+    assert len(beside_torch) <= 300, sorted(beside_torch)
