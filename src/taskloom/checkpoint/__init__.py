@@ -13,15 +13,43 @@ Beside the checkpoints lie `last.json` and `best.json`, which move only to one t
 which policies know of what others keep and of what is pinned.
 """
 
-from taskloom.checkpoint.folder import best_checkpoint, latest_checkpoint
-from taskloom.checkpoint.keeper import CheckpointKeeper
-from taskloom.checkpoint.manifest import FileRecord, Manifest
-from taskloom.checkpoint.policy import CheckpointPolicy
-from taskloom.checkpoint.reader import CheckpointReader, open_checkpoint, verify_checkpoint
-from taskloom.checkpoint.shard import Region, Shard, find_aliases
-from taskloom.checkpoint.state import EncodedState, decode_state, encode_state
-from taskloom.checkpoint.writer import CheckpointContent, write_checkpoint
-from taskloom.core.errors import CheckpointError
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taskloom.checkpoint.folder import best_checkpoint, latest_checkpoint
+    from taskloom.checkpoint.keeper import CheckpointKeeper
+    from taskloom.checkpoint.manifest import FileRecord, Manifest
+    from taskloom.checkpoint.policy import CheckpointPolicy
+    from taskloom.checkpoint.reader import CheckpointReader, open_checkpoint, verify_checkpoint
+    from taskloom.checkpoint.shard import Region, Shard, find_aliases
+    from taskloom.checkpoint.state import EncodedState, decode_state, encode_state
+    from taskloom.checkpoint.writer import CheckpointContent, write_checkpoint
+    from taskloom.core.errors import CheckpointError
+
+# Loaded on first use: a list of checkpoints, or the check of their hashes, needs no torch.
+_HOME = {
+    "CheckpointContent": "taskloom.checkpoint.writer",
+    "CheckpointError": "taskloom.core.errors",
+    "CheckpointKeeper": "taskloom.checkpoint.keeper",
+    "CheckpointPolicy": "taskloom.checkpoint.policy",
+    "CheckpointReader": "taskloom.checkpoint.reader",
+    "EncodedState": "taskloom.checkpoint.state",
+    "FileRecord": "taskloom.checkpoint.manifest",
+    "Manifest": "taskloom.checkpoint.manifest",
+    "Region": "taskloom.checkpoint.shard",
+    "Shard": "taskloom.checkpoint.shard",
+    "best_checkpoint": "taskloom.checkpoint.folder",
+    "decode_state": "taskloom.checkpoint.state",
+    "encode_state": "taskloom.checkpoint.state",
+    "find_aliases": "taskloom.checkpoint.shard",
+    "latest_checkpoint": "taskloom.checkpoint.folder",
+    "open_checkpoint": "taskloom.checkpoint.reader",
+    "verify_checkpoint": "taskloom.checkpoint.reader",
+    "write_checkpoint": "taskloom.checkpoint.writer",
+}
 
 __all__ = [
     "CheckpointContent",
@@ -43,3 +71,12 @@ __all__ = [
     "verify_checkpoint",
     "write_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'taskloom.checkpoint' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from taskloom.report.base import ProgressReporter, epoch_title
-from taskloom.report.lines import batch_line, closing_lines, next_commands, start_lines
-from taskloom.report.progress import PlainReporter, RichReporter, SilentReporter, resolve_reporter
-from taskloom.report.summary import ModelSummaryTable, summarize
-from taskloom.report.tables import render_metrics
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taskloom.report.base import ProgressReporter, epoch_title
+    from taskloom.report.lines import batch_line, closing_lines, next_commands, start_lines
+    from taskloom.report.progress import PlainReporter, RichReporter, SilentReporter, resolve_reporter
+    from taskloom.report.summary import ModelSummaryTable, summarize
+    from taskloom.report.tables import render_metrics
+
+# Loaded on first use: commands that only print a table need no torch.
+_HOME = {
+    "ModelSummaryTable": "taskloom.report.summary",
+    "PlainReporter": "taskloom.report.progress",
+    "ProgressReporter": "taskloom.report.base",
+    "RichReporter": "taskloom.report.progress",
+    "SilentReporter": "taskloom.report.progress",
+    "batch_line": "taskloom.report.lines",
+    "closing_lines": "taskloom.report.lines",
+    "epoch_title": "taskloom.report.base",
+    "next_commands": "taskloom.report.lines",
+    "render_metrics": "taskloom.report.tables",
+    "resolve_reporter": "taskloom.report.progress",
+    "start_lines": "taskloom.report.lines",
+    "summarize": "taskloom.report.summary",
+}
 
 __all__ = [
     "ModelSummaryTable",
@@ -23,3 +44,12 @@ __all__ = [
     "start_lines",
     "summarize",
 ]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'taskloom.report' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
