@@ -8,7 +8,9 @@ cannot be hashed while it writes, so writing is done here; reading is left to th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,6 +40,39 @@ DTYPES: Mapping[torch.dtype, str] = {
 """What every safetensors reader of a supported version understands."""
 
 _ALIGNMENT = 64  # the data begins on a cache line, so memory-mapped tensors suit vector loads
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """Element type and shape of a tensor, all that a file says of it before its values."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorLayout:
+        """Return that of a tensor at hand."""
+        return cls(tensor.dtype, tuple(tensor.shape))
+
+    @classmethod
+    def stored(cls, dtype: str, shape: Iterable[int]) -> TensorLayout:
+        """Return what the header of a file says.
+
+        Raises:
+            ValueError: the format knows this dtype and torch, or this package, does not.
+        """
+        for known, name in DTYPES.items():
+            if name == dtype:
+                return cls(known, tuple(shape))
+        raise ValueError(f"the dtype {dtype!r} is unknown")
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
 
 
 def storable_problem(tensor: Tensor) -> str:
@@ -72,36 +107,85 @@ def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], *, fsync: bool)
     Raises:
         CheckpointError: a tensor has no dense values or a dtype that the format lacks.
     """
-    # widest elements first, as the library does: without gaps, this keeps every tensor aligned to its own element size
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in ordered:
+    for name, tensor in tensors.items():
         _check(name, tensor)
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    layouts = {name: TensorLayout.of(tensor) for name, tensor in tensors.items()}
+    return stream_tensor_file(path, layouts, tensors.__getitem__, fsync=fsync)
+
+
+def stream_tensor_file(
+    path: Path,
+    layouts: Mapping[str, TensorLayout],
+    read: Callable[[str], Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    fsync: bool,
+) -> FileRecord:
+    """Write one safetensors file whose tensors are asked for one by one, when the file is ready for them.
+
+    Args:
+        path: a new file.
+        layouts: of every tensor, by name.
+        read: returns the tensor of a name, in its layout; nothing keeps it afterwards.
+        metadata: entries of the header beside `format`.
+        fsync: have the disk confirm the content.
+
+    Raises:
+        CheckpointError: a dtype that the format lacks.
+    """
+    # widest elements first, as the library does: without gaps, this keeps every tensor aligned to its own element size
+    ordered = sorted(layouts, key=lambda name: (-layouts[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": {**(metadata or {}), "format": "pt"}}
+    end = 0
+    for name in ordered:
+        layout = layouts[name]
+        _check_layout(name, layout)
+        start, end = end, end + layout.nbytes
+        header[name] = {"dtype": DTYPES[layout.dtype], "shape": list(layout.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     file = HashedFile(path, fsync=fsync)
     try:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            file.write(raw_bytes(tensor))
+        for name in ordered:
+            file.write(_bytes_of(name, layouts[name], read))
     except BaseException:
         file.abandon()
         raise
     return file.close()
 
 
+def _bytes_of(name: str, layout: TensorLayout, read: Callable[[str], Tensor]) -> memoryview:
+    tensor = read(name)
+    if TensorLayout.of(tensor) != layout:
+        raise CheckpointError(
+            explain(
+                f"The tensor {name!r} is not what the header of its file says",
+                got=f"{TensorLayout.of(tensor)} for {layout}",
+                fix="give the layouts of the tensors that are read",
+            )
+        )
+    return raw_bytes(tensor)
+
+
 def _check(name: str, tensor: Tensor) -> None:
     problem = storable_problem(tensor)
-    if not problem and tensor.is_complex():
-        problem = (
-            "it is complex, which few safetensors readers know; keep torch.view_as_real(tensor) in the model instead"
-        )
-    if not problem and tensor.dtype not in DTYPES:
-        problem = f"safetensors has no dtype for {tensor.dtype}; convert the tensor"
-    if name == "__metadata__":
-        problem = "this name is reserved by the safetensors format; rename the tensor"
     if problem:
-        raise CheckpointError(explain(f"The tensor {name!r} cannot be saved", why=problem))
+        raise _unstorable(name, problem)
+    _check_layout(name, TensorLayout.of(tensor))
+
+
+def _check_layout(name: str, layout: TensorLayout) -> None:
+    if layout.dtype.is_complex:
+        raise _unstorable(
+            name,
+            "it is complex, which few safetensors readers know; keep torch.view_as_real(tensor) in the model instead",
+        )
+    if layout.dtype not in DTYPES:
+        raise _unstorable(name, f"safetensors has no dtype for {layout.dtype}; convert the tensor")
+    if name == "__metadata__":
+        raise _unstorable(name, "this name is reserved by the safetensors format; rename the tensor")
+
+
+def _unstorable(name: str, problem: str) -> CheckpointError:
+    return CheckpointError(explain(f"The tensor {name!r} cannot be saved", why=problem))
