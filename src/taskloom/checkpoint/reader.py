@@ -22,9 +22,11 @@ from torch import Tensor
 from taskloom.checkpoint.index import StoredPiece, TensorIndex, index_name
 from taskloom.checkpoint.manifest import ANOTHER_ONE, MANIFEST, FileRecord, Manifest
 from taskloom.checkpoint.state import decode_state
+from taskloom.checkpoint.tensor_file import DTYPES
 from taskloom.core.errors import CheckpointError, explain, nearest
 
 _BLOCK = 1 << 22
+_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def open_checkpoint(path: str | Path, *, verify: bool = False) -> CheckpointReader:
@@ -163,6 +165,27 @@ class CheckpointReader:
         """Yield (name, tensor) of the optimizer state one by one."""
         for name in self.optimizer_names():
             yield name, self.tensor("optimizer", name)
+
+    def pieces(self, kind: str, name: str) -> Sequence[StoredPiece]:
+        """Return where the pieces of a tensor are stored; `name` is one of `names(kind)`."""
+        return self._index(kind).pieces[name]
+
+    def dtype_and_shape(self, kind: str, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Return dtype and shape of a whole tensor from the headers, without reading it."""
+        first = self.pieces(kind, name)[0]
+        with _reading(self.path / kind / first.file):
+            header = self._file(f"{kind}/{first.file}").get_slice(first.key)
+            dtype, shape = _DTYPES[header.get_dtype()], tuple(header.get_shape())
+        return dtype, shape if first.region is None else first.region.global_shape
+
+    def part(self, kind: str, piece: StoredPiece, slices: Sequence[slice]) -> Tensor:
+        """Read a part of a piece: one slice per dimension, in the coordinates of the piece."""
+        self._check_shape(kind, piece)
+        with _reading(self.path / kind / piece.file):
+            if not slices:
+                return self._part(kind, piece)
+            part: Tensor = self._file(f"{kind}/{piece.file}").get_slice(piece.key)[tuple(slices)]
+        return part
 
     def check(self) -> None:
         """Check what sizes and hashes cannot show: that indexes, headers and state fit together.
