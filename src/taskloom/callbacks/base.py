@@ -6,7 +6,8 @@ error when the callback reaches a Trainer, because it would be silently ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from taskloom.core.errors import explain, nearest
 
 if TYPE_CHECKING:
-    from taskloom.checkpoint import CheckpointPolicy
+    from taskloom.checkpoint import CheckpointPolicy, CheckpointReader, Shard
     from taskloom.core.task import TaskModule
     from taskloom.trainer import Trainer
 
@@ -46,6 +47,28 @@ class Callback:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+
+    def checkpoint_shards(self, trainer: Trainer, task: TaskModule) -> Mapping[str, Iterable[Shard]]:
+        """Return tensors that are too large for `state_dict`, this process's pieces by the kind they are stored under.
+
+        A kind is a folder of the checkpoint beside `model` and `optimizer`, so its name must be free. Only a callback
+        that holds the true weights itself for a while, as during an evaluation of other ones, returns `model`: its
+        pieces take the place of those of the task.
+        """
+        return {}
+
+    def load_checkpoint_shards(self, trainer: Trainer, task: TaskModule, reader: CheckpointReader) -> None:
+        """Take what `checkpoint_shards` gave, if the checkpoint has it; the task's own weights are loaded already.
+
+        Called in every stage that is given a checkpoint; in `fit` before `load_state_dict`.
+        """
+
+    def evaluation_context(self, trainer: Trainer, task: TaskModule) -> AbstractContextManager[Any]:
+        """Return what each evaluation or prediction happens within, from before its first hook to after its last.
+
+        It is left however the evaluation ends, so what it changes about the task it can change back.
+        """
+        return nullcontext()
 
     def checkpoint_policies(self) -> Sequence[CheckpointPolicy]:
         """Return policies to add to the Trainer's own; for callbacks that decide about checkpoints."""

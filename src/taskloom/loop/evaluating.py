@@ -17,9 +17,14 @@ from taskloom.resolve import REGISTRIES, Graph
 
 @contextmanager
 def evaluating(run: Run, policy: ValidationPolicy) -> Generator[None, None, None]:
-    """Evaluate within: no gradients, the precision that the policy asks for, and every submodule's mode restored."""
+    """Evaluate within: the weights that callbacks put there, the precision that the policy asks for, no gradients.
+
+    Weights, precision and every submodule's mode are as they were before afterwards.
+    """
     with ExitStack() as stack:
         stack.enter_context(modes_kept(run.task))
+        for context in run.hooks.of_callbacks("evaluation_context"):
+            stack.enter_context(context())
         if run.evaluation_precision is not None:
             stack.enter_context(converted(run.task, run.evaluation_precision))
         stack.enter_context(torch.inference_mode() if policy.inference_mode else torch.no_grad())

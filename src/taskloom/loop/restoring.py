@@ -9,6 +9,7 @@ from typing import Any
 
 from taskloom.checkpoint import CheckpointKeeper, CheckpointReader, open_checkpoint
 from taskloom.core.errors import CheckpointError, explain
+from taskloom.loop.further import load_further
 from taskloom.loop.optimization import Optimization
 from taskloom.loop.position import restore_generators
 from taskloom.loop.run import Run
@@ -38,6 +39,7 @@ def restore_weights(run: Run, reader: CheckpointReader) -> None:
     for hook in run.hooks.of("on_load_checkpoint"):
         hook(custom)
     run.strategy.load_model(run.module, reader.model_tensors(), strict=run.task.strict_loading)
+    load_further(run, reader)
 
 
 def restore_training(

@@ -10,6 +10,7 @@ from taskloom.callbacks import Callback
 from taskloom.checkpoint import CheckpointContent, CheckpointKeeper, find_aliases
 from taskloom.core.interval import Interval
 from taskloom.data import NamedLoader
+from taskloom.loop.further import tensor_sets
 from taskloom.loop.optimization import Optimization
 from taskloom.loop.position import Position, generator_states
 from taskloom.loop.run import Run
@@ -90,6 +91,8 @@ class Saver:
         """Gather what a checkpoint holds now."""
         run, trainer = self._run, self._run.trainer
         progress, optimization = trainer.progress, self._optimization
+        further = tensor_sets(run)
+        shards = further.pop("model")
         optimizers = dict(zip(optimization.names, optimization.optimizers, strict=True))
         state: dict[str, Any] = {
             "progress": progress.state_dict(),
@@ -112,7 +115,6 @@ class Saver:
         for hook in run.hooks.of("on_save_checkpoint"):
             hook(custom)
         state["custom"] = custom
-        shards = list(run.strategy.model_shards(run.module))
         return CheckpointContent(
             model=shards,
             optimizer=list(run.strategy.optimizer_shards(run.module, optimizers)),
@@ -125,6 +127,7 @@ class Saver:
             epoch=progress.epochs,
             run_id=trainer.run_id,
             aliases=find_aliases((shard.name, shard.tensor) for shard in shards),
+            further=further,
         )
 
     def resume(self, state: dict[str, Any]) -> None:
