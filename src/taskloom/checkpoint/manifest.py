@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
+from taskloom.checkpoint.upgrade import STEPS, upgraded_manifest
 from taskloom.core.errors import CheckpointError, explain
 
 MANIFEST = "manifest.json"
@@ -51,6 +52,7 @@ class Manifest:
         aliases: tied weights, alias to stored name.
         files: path relative to the checkpoint (with `/`) to its record; the manifest itself is not among them.
         version: of the format.
+        stored_version: of the format that the files on the disk have, where that is older; see `checkpoint/upgrade.py`.
     """
 
     run_id: str
@@ -63,6 +65,7 @@ class Manifest:
     aliases: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     version: int = VERSION
+    stored_version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, checksum included."""
@@ -114,14 +117,22 @@ class Manifest:
         try:
             if data.pop("checksum", None) != checksum(data):
                 raise ValueError("it was damaged or changed: its checksum does not match")
-            return cls._parse(data)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            stored = _typed(data, "version", int)
+            if stored not in (VERSION, *STEPS):
+                raise CheckpointError(
+                    explain(
+                        f"{path} is of format {stored}, which this taskloom cannot read",
+                        fix="use the taskloom that wrote it, or another checkpoint",
+                    )
+                )
+            return cls._parse(upgraded_manifest(data, stored, VERSION), stored)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 explain(f"{path} is not what was written", got=str(error), fix=ANOTHER_ONE)
             ) from error
 
     @classmethod
-    def _parse(cls, data: Mapping[str, Any]) -> Manifest:
+    def _parse(cls, data: Mapping[str, Any], stored_version: int) -> Manifest:
         metrics = {}
         for name, entry in _typed(data, "metrics", dict).items():
             value = entry["value"]
@@ -145,6 +156,7 @@ class Manifest:
             aliases=aliases,
             files=files,
             version=_typed(data, "version", int),
+            stored_version=stored_version,
         )
 
 

@@ -6,8 +6,7 @@ Only JSON and safetensors are parsed. Files that the manifest does not list are 
 from __future__ import annotations
 
 import json
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -19,13 +18,14 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from taskloom.checkpoint.file_checks import changed, file_problems
 from taskloom.checkpoint.index import StoredPiece, TensorIndex, index_name
-from taskloom.checkpoint.manifest import ANOTHER_ONE, MANIFEST, FileRecord, Manifest
+from taskloom.checkpoint.manifest import ANOTHER_ONE, MANIFEST, VERSION, FileRecord, Manifest
 from taskloom.checkpoint.state import decode_state
 from taskloom.checkpoint.tensor_file import DTYPES
+from taskloom.checkpoint.upgrade import upgraded_file
 from taskloom.core.errors import CheckpointError, explain, nearest
 
-_BLOCK = 1 << 22
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
@@ -55,7 +55,7 @@ def problems_of(path: Path, *, hashes: bool) -> list[str]:
         manifest = Manifest.read(_checked_folder(path))
     except CheckpointError as error:
         return [str(error)]
-    problems = _file_problems(path, manifest, hashes=hashes)
+    problems = file_problems(path, manifest, hashes=hashes)
     if problems:
         return problems
     try:
@@ -85,7 +85,7 @@ class CheckpointReader:
         self.manifest = Manifest.read(path)
         self._open_files: dict[str, Any] = {}
         self._indexes: dict[str, TensorIndex] = {}
-        problems = _file_problems(path, self.manifest, hashes=verify)
+        problems = file_problems(path, self.manifest, hashes=verify)
         if problems:
             raise CheckpointError(explain(" ".join(problems).rstrip("."), fix=ANOTHER_ONE))
 
@@ -205,8 +205,20 @@ class CheckpointReader:
                 )
         _ = self.state, self.config
 
+    def verify(self, kinds: Collection[str]) -> None:
+        """Read every file of some sets of tensors and compare its hash.
+
+        Raises:
+            CheckpointError: one was damaged or changed; names it.
+        """
+        problems = file_problems(
+            self.path, self.manifest, hashes=True, wanted=lambda name: PurePosixPath(name).parts[0] in kinds
+        )
+        if problems:
+            raise CheckpointError(explain(" ".join(problems).rstrip("."), fix=ANOTHER_ONE))
+
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files; what is read afterwards opens them again."""
         self._open_files.clear()
 
     def __enter__(self) -> CheckpointReader:
@@ -276,10 +288,16 @@ class CheckpointReader:
 
     def _json(self, name: str) -> Any:
         try:
-            return json.loads(self._read(name))
+            data = json.loads(self._read(name))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(
                 explain(f"{self.path / name} is not JSON", got=str(error), fix=ANOTHER_ONE)
+            ) from error
+        try:
+            return upgraded_file(name, data, self.manifest.stored_version, VERSION)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                explain(f"{self.path / name} is not what was written", got=str(error), fix=ANOTHER_ONE)
             ) from error
 
     def _read(self, name: str) -> bytes:
@@ -288,7 +306,7 @@ class CheckpointReader:
         with _reading(self.path / name):
             data = (self.path / name).read_bytes()
         if xxhash.xxh3_64_hexdigest(data) != record.xxh3_64:
-            raise CheckpointError(explain(_changed(self.path / name), fix=ANOTHER_ONE))
+            raise CheckpointError(explain(changed(self.path / name), fix=ANOTHER_ONE))
         return data
 
     def _record(self, name: str) -> FileRecord:
@@ -347,35 +365,3 @@ def _checked_folder(path: Path) -> Path:
             fix="pass the folder of a taskloom checkpoint",
         )
     )
-
-
-def _file_problems(path: Path, manifest: Manifest, *, hashes: bool) -> list[str]:
-    problems = []
-    for name, record in manifest.files.items():
-        file = path / name
-        try:
-            found = file.stat()
-            size = found.st_size
-            if not stat.S_ISREG(found.st_mode):
-                problems.append(f"{file} is no regular file.")
-            elif size != record.bytes:
-                what = "is truncated" if size < record.bytes else "has grown"
-                problems.append(f"{file} {what}: it has {size} bytes, the manifest says {record.bytes}.")
-            elif hashes and _hash(file) != record.xxh3_64:
-                problems.append(f"{_changed(file)}.")
-        except OSError as error:
-            problems.append(f"{file} is missing or unreadable ({error}).")
-    return problems
-
-
-def _changed(file: Path) -> str:
-    return f"{file} was damaged or changed: its xxh3-64 hash is not the manifest's"
-
-
-def _hash(file: Path) -> str:
-    digest = xxhash.xxh3_64()
-    block = memoryview(bytearray(_BLOCK))
-    with file.open("rb", buffering=0) as stream:
-        while count := stream.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()

@@ -1,0 +1,62 @@
+"""Comparing the files of a checkpoint with its manifest. Needs no torch."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import xxhash
+
+from taskloom.checkpoint.manifest import FileRecord, Manifest
+
+_BLOCK = 1 << 22
+
+
+def file_problems(
+    path: Path, manifest: Manifest, *, hashes: bool, wanted: Callable[[str], bool] = lambda name: True
+) -> list[str]:
+    """Return what is wrong with the files of a checkpoint.
+
+    Args:
+        path: its folder.
+        manifest: what it should hold.
+        hashes: read every file and compare its hash; otherwise only sizes are compared.
+        wanted: which files to look at, by their path relative to the checkpoint.
+    """
+    found = (
+        file_problem(path / name, record, hashes=hashes) for name, record in manifest.files.items() if wanted(name)
+    )
+    return [problem for problem in found if problem]
+
+
+def file_problem(file: Path, record: FileRecord, *, hashes: bool) -> str:
+    """Return what is wrong with one file, as a sentence; an empty text if nothing is."""
+    try:
+        found = file.stat()
+        size = found.st_size
+        if not stat.S_ISREG(found.st_mode):
+            return f"{file} is no regular file."
+        if size != record.bytes:
+            what = "is truncated" if size < record.bytes else "has grown"
+            return f"{file} {what}: it has {size} bytes, the manifest says {record.bytes}."
+        if hashes and hash_of(file) != record.xxh3_64:
+            return f"{changed(file)}."
+    except OSError as error:
+        return f"{file} is missing or unreadable ({error})."
+    return ""
+
+
+def changed(file: Path) -> str:
+    """Return the words for a file whose content is not what was written."""
+    return f"{file} was damaged or changed: its xxh3-64 hash is not the manifest's"
+
+
+def hash_of(file: Path) -> str:
+    """Return the xxh3-64 hash of a file, read in blocks."""
+    digest = xxhash.xxh3_64()
+    block = memoryview(bytearray(_BLOCK))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
