@@ -30,7 +30,10 @@ class Source(ABC):
 
     @abstractmethod
     def batches(self, done: int) -> Iterator[Any]:
-        """Iterate over the epoch from batch `done` on; samples before it are not read where that can be avoided."""
+        """Iterate over the epoch from batch `done` on; samples before it are not read where that can be avoided.
+
+        With `done`, the generators of the process are left as they were found: they have been restored already.
+        """
 
     @abstractmethod
     def state_dict(self, done: int) -> dict[str, Any]:
@@ -43,3 +46,6 @@ class Source(ABC):
         Raises:
             CheckpointError: the state is that of another kind of loader, or this loader cannot go on from it.
         """
+
+    def close(self) -> None:  # noqa: B027  # most sources hold nothing
+        """Let go of worker processes and the like; called once, when training is over."""
