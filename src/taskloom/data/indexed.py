@@ -56,7 +56,7 @@ class IndexedSource(Source):
         self._restore(now)
         return batches
 
-    def state_dict(self, done: int) -> dict[str, Any]:
+    def state_dict(self, epoch: int, done: int) -> dict[str, Any]:
         """Return what the order of the epoch follows from."""
         return {"began_with": self._began_with, "own": own_states(self._own)}
 

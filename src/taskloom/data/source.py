@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
+
+
+READ_AHEAD: Final = 3
+"""Batches that may have been taken beyond the last one trained on: the one in hand, one to learn whether that is the
+last of its epoch, and one of a loader whose partner in a `CombinedLoader` ended first."""
 
 
 class Source(ABC):
@@ -36,12 +41,17 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def state_dict(self, done: int) -> dict[str, Any]:
-        """Return, as data, what a new process needs to go on after `done` batches of this epoch."""
+    def state_dict(self, epoch: int, done: int) -> dict[str, Any]:
+        """Return, as data, what a new process needs to go on after `done` batches of an epoch.
+
+        Args:
+            epoch: the one that was begun last; or the one after it, with `done` 0, between the two.
+            done: up to `READ_AHEAD` batches fewer than were taken from the source.
+        """
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, before `begin_epoch(epoch, resumed=True)`.
+        """Restore what `state_dict` returned, before `begin_epoch` for the epoch that it was asked about.
 
         Raises:
             CheckpointError: the state is that of another kind of loader, or this loader cannot go on from it.

@@ -44,7 +44,7 @@ class _ReadAgain(Source):
         """Read the batches that are done, and go on from there."""
         return islice(iter(self._loader), done, None) if done else iter(self._loader)
 
-    def state_dict(self, done: int) -> dict[str, Any]:
+    def state_dict(self, epoch: int, done: int) -> dict[str, Any]:
         """Return nothing: the number of batches is all that is known."""
         return {}
 

@@ -38,7 +38,8 @@ class Position:
 
     def state_dict(self) -> dict[str, Any]:
         """Return, as data, what a new process needs to go on from here."""
-        return {"epoch_read": self.epoch_read, "source": self._source.state_dict(self._progress.batches_in_epoch)}
+        source = self._source.state_dict(self._progress.epochs, self._progress.batches_in_epoch)
+        return {"epoch_read": self.epoch_read, "source": source}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; `Progress` has been restored before.
