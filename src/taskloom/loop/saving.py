@@ -72,10 +72,10 @@ class Saver:
         due = [(keeper, trigger.due(progress)) for keeper, trigger in zip(self._keepers, self.triggers, strict=True)]
         return [(keeper, scheduled) for keeper, scheduled in due if scheduled or requested]
 
-    def at_end(self) -> None:
-        """Save once more if the last step is in no checkpoint yet; also after an interrupt."""
+    def at_end(self, *, requested: bool = False) -> None:
+        """Save once more if that was asked for or the last step is in no checkpoint yet; also after an interrupt."""
         steps = self._run.trainer.progress.steps
-        if steps and steps != self._saved_step:
+        if steps and (requested or steps != self._saved_step):
             self.save([(keeper, False) for keeper in self._keepers])
 
     def save(self, due: Sequence[tuple[CheckpointKeeper, bool]]) -> None:
