@@ -19,6 +19,7 @@ from taskloom.core.policies import GradientClipping
 from taskloom.core.progress import Progress
 from taskloom.loop.building import keepers_of
 from taskloom.loop.facts import Facts, Parts, StageName, TrainerState
+from taskloom.loop.statistics import recompute_batch_norm
 
 Request = Literal["save", "validate", "log"]
 
@@ -145,6 +146,19 @@ class Control(Facts):
         bound = value if value is not None else own.max_norm or own.max_value
         by_value = algorithm == "value" or (algorithm is None and value is None and own.max_value is not None)
         return replace(own, max_norm=None if by_value else bound, max_value=bound if by_value else None)
+
+    def pause_schedulers(self, paused: bool = True) -> None:
+        """Let the schedulers of `configure_optimizers` rest, while something else sets the learning rates of a fit."""
+        self._fit_loop("pause_schedulers").optimization.schedulers.paused = paused
+
+    def recompute_batch_norm(self) -> None:
+        """Replace the running statistics of batch normalisation by those of one pass over the training data.
+
+        For weights that were not trained with the statistics they are to be used with, such as averages. The pass calls
+        `training_step` without gradients, what it logs is forgotten. To be called in `on_train_end`.
+        """
+        self._fit_loop("recompute_batch_norm")
+        recompute_batch_norm(self._run("recompute_batch_norm"), self.parts, "train")
 
     def print(self, *values: object, sep: str = " ") -> None:
         """Print above the progress display, on rank 0."""

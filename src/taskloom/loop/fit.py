@@ -19,7 +19,8 @@ on_train_start
   [the epoch's last batch] schedulers by epoch → what is due at this step, but the checkpoint → metrics flushed → on_log
   on_train_epoch_end → the epoch's metrics committed → on_log → on_train_epoch_end of callbacks that monitor
   → schedulers by epoch that watch a metric → [due at this step or epoch] checkpoint
-on_train_end → [if the last step is in no checkpoint] checkpoint → on_fit_end → teardown
+on_train_end → [asked for in it] validation → [asked for, or the last step is in no checkpoint] checkpoint
+→ on_fit_end → teardown
 (on_exception on the way out of any failure, then teardown)
 ```
 
@@ -113,9 +114,11 @@ class FitLoop:
             else trigger(Interval.parse(policy.every), start_after=start_after)
         )
         saver.plan(trigger)
-        self._triggers = [self._log_trigger, *saver.triggers]
-        if self._validation_trigger is not None:
-            self._triggers.append(self._validation_trigger)
+        named = {"log": self._log_trigger, "validation": self._validation_trigger}
+        named.update({f"checkpoint {number}": each for number, each in enumerate(saver.triggers)})
+        self.agenda = saver.agenda
+        self.agenda.plan({name: trigger for name, trigger in named.items() if trigger is not None})
+        self._triggers = [trigger for trigger in named.values() if trigger is not None]
         hooks = run.hooks
         self._epoch_start = hooks.of("on_train_epoch_start")
         self._epoch_end = hooks.of_callbacks("on_train_epoch_end", monitoring=False) + hooks.of_task(
@@ -136,24 +139,36 @@ class FitLoop:
         run, progress = self.run_parts, self.progress
         self._began = self._clock() - progress.seconds
         self._shown_skips = (progress.skipped_batches, progress.skipped_steps)
-        for trigger in self._triggers:
-            trigger.begin(progress)
+        self._take_up()
         run.metrics.enter(_TRAIN, training=True)
         run.metrics.level = "epoch"
         run.call("on_train_start")
         self.aside.start(_BOUNDARIES)
         self.running = True
         try:
-            while not self._is_over():
+            while self.agenda.epoch_open or not self._is_over():
+                run.trainer.leave_if_preempted()
                 self._epoch()
-            run.trainer.take_requests()  # a Ctrl-C in the last moments of an epoch
+            run.trainer.hear_interrupt()  # a Ctrl-C in the last moments of an epoch
         finally:
             self.running = False
         self.aside.stop()
         run.call("on_train_end")
+        requests = run.trainer.take_requests()
+        if self.validation is not None and "validate" in requests:
+            self._validate(self.validation)
+            run.metrics.leave()
         self.aside.start(_CHECKPOINTS)
-        self.saver.at_end()
+        self.saver.at_end(requested="save" in requests)
         self.aside.stop()
+
+    def _take_up(self) -> None:
+        """Go on where the counters stand; what a checkpoint found undone is still to be done."""
+        trainer, agenda = self.run_parts.trainer, self.agenda
+        trainer.requests.update(agenda.requests)
+        agenda.begin(self.progress)
+        if agenda.stop is not None:
+            trainer.should_stop, trainer.stop_reason, agenda.stop = True, agenda.stop, None
 
     def wake(self) -> None:
         """Look at what is due after the batch in hand, whatever was planned."""
@@ -161,12 +176,12 @@ class FitLoop:
 
     def _epoch(self) -> None:
         run, progress, optimization, metrics = self.run_parts, self.progress, self.optimization, self.run_parts.metrics
-        self._begin_epoch()
+        over = self._begin_epoch()
         train_batch, window = optimization.train_batch, optimization.window
         batch_start, batch_end, tokens, clock = self._batch_start, self._batch_end, self._tokens, self._clock
         batch_size = declared_batch_size(self.loader.loader)
-        last, batch, output, in_full = None, None, None, True
-        batches = self._batches()
+        last, batch, output, in_full = None, None, None, not over
+        batches = iter(()) if over else self._batches()
         first = list(islice(batches, 1))
         self.aside.stop()  # the boundary between two epochs ends where the first batch is there
         batches = chain(first, batches)
@@ -214,8 +229,10 @@ class FitLoop:
         self._finish_epoch(in_full and not part_done)
         run.reporter.finish(done, metrics.progress_bar_metrics)
 
-    def _begin_epoch(self) -> None:
-        run, progress = self.run_parts, self.progress
+    def _begin_epoch(self) -> bool:
+        """Begin an epoch, or go on with one; return whether no batch of it is to be trained on any more."""
+        run, progress, agenda = self.run_parts, self.progress, self.agenda
+        resumed, agenda.epoch_open = agenda.epoch_open, True
         run.metrics.enter(_TRAIN, training=True)
         run.metrics.level = "epoch"
         self.optimization.window.batches = self.accumulation.at_epoch(progress.epochs)
@@ -229,6 +246,11 @@ class FitLoop:
             done=progress.batches_in_epoch,
         )
         self._plan()
+        if not resumed or self.saver.position.epoch_read:
+            return False
+        if not agenda.is_settled(progress):
+            self._between_windows(epoch_ended=False)
+        return self._is_over()
 
     def _batches(self) -> Iterator[tuple[bool, Any]]:
         """Yield batches with whether each is the epoch's last, from the position of the counters on."""
@@ -255,27 +277,34 @@ class FitLoop:
         run, progress = self.run_parts, self.progress
         progress.seconds = self._clock() - self._began
         progress.skipped_batches = self.optimization.window.skipped
+        run.trainer.leave_if_preempted()
         requests = run.trainer.take_requests()
         if self._log_trigger.due(progress) or "log" in requests or (self.logs.first_step and progress.steps == 1):
             self._flush()
         due = self._validation_trigger is not None and self._validation_trigger.due(progress, epoch_ended=epoch_ended)
-        if self.validation is not None and (due or "validate" in requests):
+        validates = due or "validate" in requests
+        if self.validation is not None and validates:
             self._validate(self.validation)
-        if not epoch_ended:
-            self._save(requested="save" in requests)
+        self.agenda.settle(progress)
+        saved = not epoch_ended and self._save(requested="save" in requests)
         self._plan()
+        if (validates or saved) and not self._is_over():
+            run.trainer.leave_if_preempted()  # what has just ended took long, so do not train for another step
         return epoch_ended and "save" in requests
 
     def _plan(self) -> None:
         """Work out how many batches and seconds may pass before anything can be due."""
         progress, trainer = self.progress, self.run_parts.trainer
         waits = [trigger.wait(progress) for trigger in self._triggers]
-        if trainer.is_asked or (self.logs.first_step and progress.steps == 0):
+        together = trainer.world_size > 1  # another process may be asked to leave, and all must leave at one step
+        if together or trainer.is_asked or (self.logs.first_step and progress.steps == 0):
             waits.append(1)
         self._next_check = progress.micro_batches + min([*waits, self.limits.wait(progress)])
         seconds = [trigger.wait_seconds(progress) for trigger in self._triggers]
         self._due_time = self._clock() + min([*seconds, self.limits.wait_seconds(progress)])
         self._next_time = min(self._due_time, self.run_parts.reporter.next_refresh)
+        if trainer.is_asked:  # by a signal that arrived while this was worked out
+            self.wake()
 
     def _on_time(self, now: float) -> None:
         """Refresh the progress display, and look between windows once something is due by the clock."""
@@ -289,7 +318,7 @@ class FitLoop:
 
     def _flush(self) -> None:
         progress = self.progress
-        self._read_losses()
+        self.read_losses()
         reported = self.run_parts.metrics.flush(progress.steps)
         skips = (progress.skipped_batches, progress.skipped_steps)
         if skips != self._shown_skips:
@@ -297,7 +326,12 @@ class FitLoop:
             reported.update(skipped_batches=skips[0], skipped_steps=skips[1])
         self.run_parts.trainer.record.log(reported, self._log_hooks)
 
-    def _read_losses(self) -> None:
+    def read_losses(self) -> None:
+        """Take in the losses since the last time.
+
+        Raises:
+            NonFiniteError: one of them is not finite and the policy is to stop.
+        """
         total, count = self.optimization.window.take_loss()
         self.training_loss, self._losses = self.training_loss + total, self._losses + count
 
@@ -311,13 +345,15 @@ class FitLoop:
         run.metrics.enter(_TRAIN, training=True)
         self.optimization.schedulers.after_validation()
 
-    def _save(self, *, requested: bool) -> None:
+    def _save(self, *, requested: bool) -> bool:
+        """Save for the policies that ask for it now; return whether any did."""
         due = self.saver.due(requested=requested)
         if due:
-            self._read_losses()  # weights that a loss of NaN has spoilt are not worth keeping
+            self.read_losses()  # weights that a loss of NaN has spoilt are not worth keeping
             self.aside.start(_CHECKPOINTS)
             self.saver.save(due)
             self.aside.stop()
+        return bool(due)
 
     def _finish_epoch(self, in_full: bool) -> None:
         run, progress, schedulers = self.run_parts, self.progress, self.optimization.schedulers
@@ -336,6 +372,7 @@ class FitLoop:
             run.trainer.record.log(reported, self._log_hooks)
         for hook in self._epoch_end_monitors:
             hook()
+        self.agenda.epoch_open = False
         if in_full:
             schedulers.after_epoch()
             progress.epochs += 1

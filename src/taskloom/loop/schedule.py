@@ -30,6 +30,7 @@ class Schedulers:
 
     Attributes:
         configs: as `configure_optimizers` declared them.
+        paused: none of them steps.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Schedulers:
         validates: bool,
     ) -> None:
         self.configs = list(configs)
+        self.paused = False
         self._progress, self._metrics = progress, metrics
         self._step: Callable[[Any, Any], None] | None = overridden(task, "lr_scheduler_step", TaskModule)
         automatic = self.configs if task.automatic_optimization else []
@@ -82,6 +84,8 @@ class Schedulers:
                 self._advance(config)
 
     def _advance(self, config: SchedulerConfig) -> None:
+        if self.paused:
+            return
         metric = self._watched(config) if config.reduce_on_plateau else None
         if config.reduce_on_plateau and metric is None:
             return
