@@ -355,7 +355,7 @@ def test_killed_at_any_change_leaves_good_pointers_and_a_good_checkpoint(tmp_pat
 def test_killed_between_the_renames_of_a_replacement_the_old_one_is_put_back(tmp_path):
     kept = keeper(tmp_path)
     path = kept.save(make_content(1))
-    from taskloom.checkpoint.writer import hidden
+    from taskloom.checkpoint.staging import hidden
 
     os.rename(path, hidden(path, "replaced", "run-a"))
     found, _ = latest_checkpoint(tmp_path)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable
-from pathlib import Path
 
 import xxhash
 
 from taskloom.checkpoint.manifest import FileRecord, Manifest
+from taskloom.checkpoint.place import Place, StoreError, is_remote, read_ranges, size_of
 
 _BLOCK = 1 << 22
+_BLOCKS_AT_ONCE = 8  # that are fetched from a store together
 
 
 def file_problems(
-    path: Path, manifest: Manifest, *, hashes: bool, wanted: Callable[[str], bool] = lambda name: True
+    path: Place, manifest: Manifest, *, hashes: bool, wanted: Callable[[str], bool] = lambda name: True
 ) -> list[str]:
     """Return what is wrong with the files of a checkpoint.
 
@@ -23,6 +23,9 @@ def file_problems(
         manifest: what it should hold.
         hashes: read every file and compare its hash; otherwise only sizes are compared.
         wanted: which files to look at, by their path relative to the checkpoint.
+
+    Raises:
+        StoreError: the store that it is in cannot be reached.
     """
     found = (
         file_problem(path / name, record, hashes=hashes) for name, record in manifest.files.items() if wanted(name)
@@ -30,31 +33,40 @@ def file_problems(
     return [problem for problem in found if problem]
 
 
-def file_problem(file: Path, record: FileRecord, *, hashes: bool) -> str:
+def file_problem(file: Place, record: FileRecord, *, hashes: bool) -> str:
     """Return what is wrong with one file, as a sentence; an empty text if nothing is."""
     try:
-        found = file.stat()
-        size = found.st_size
-        if not stat.S_ISREG(found.st_mode):
-            return f"{file} is no regular file."
+        size = size_of(file)
         if size != record.bytes:
             what = "is truncated" if size < record.bytes else "has grown"
             return f"{file} {what}: it has {size} bytes, the manifest says {record.bytes}."
         if hashes and hash_of(file) != record.xxh3_64:
             return f"{changed(file)}."
+    except StoreError:
+        raise
+    except IsADirectoryError:
+        return f"{file} is no regular file."
     except OSError as error:
         return f"{file} is missing or unreadable ({error})."
     return ""
 
 
-def changed(file: Path) -> str:
+def changed(file: Place) -> str:
     """Return the words for a file whose content is not what was written."""
     return f"{file} was damaged or changed: its xxh3-64 hash is not the manifest's"
 
 
-def hash_of(file: Path) -> str:
+def hash_of(file: Place) -> str:
     """Return the xxh3-64 hash of a file, read in blocks."""
     digest = xxhash.xxh3_64()
+    if is_remote(file):
+        size = size_of(file)
+        starts = range(0, size, _BLOCK)
+        for first in range(0, len(starts), _BLOCKS_AT_ONCE):
+            ranges = [(each, min(each + _BLOCK, size)) for each in starts[first : first + _BLOCKS_AT_ONCE]]
+            for part in read_ranges(file, ranges):
+                digest.update(part)
+        return digest.hexdigest()
     block = memoryview(bytearray(_BLOCK))
     with file.open("rb", buffering=0) as stream:
         while count := stream.readinto(block):

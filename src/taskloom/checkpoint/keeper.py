@@ -8,21 +8,22 @@ nothing still names (`last.json`, `best.json`, a pin, another policy, the checkp
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import xxhash
 
-from taskloom.checkpoint.files import disk_errors, remove_tree
+from taskloom.checkpoint.files import disk_errors, move_folder
 from taskloom.checkpoint.folder import KeptRecord, checkpoint_name, named_by_pointers, write_best, write_last
 from taskloom.checkpoint.manifest import Manifest
+from taskloom.checkpoint.place import Place, as_path, kind_of
 from taskloom.checkpoint.policy import CheckpointPolicy
 from taskloom.checkpoint.reader import problems_of
-from taskloom.checkpoint.writer import CheckpointContent, hidden, write_checkpoint
+from taskloom.checkpoint.staging import delete_checkpoint, final_name, is_unfinished, tidy
+from taskloom.checkpoint.writer import CheckpointContent, write_checkpoint
 from taskloom.core.errors import CheckpointError, ConfigError, TaskloomWarning, explain, nearest
 
 
@@ -48,8 +49,8 @@ class CheckpointKeeper:
         name: tells apart policies with equal settings.
     """
 
-    def __init__(self, folder: str | Path, policy: CheckpointPolicy, run_id: str, *, name: str = "") -> None:
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: str | PurePath, policy: CheckpointPolicy, run_id: str, *, name: str = "") -> None:
+        self.folder = as_path(folder).absolute()
         self.policy = policy
         self.run_id = run_id
         self._key = f"{name or policy.monitor or 'newest'} {xxhash.xxh3_64_hexdigest(repr(policy).encode())[:8]}"
@@ -58,18 +59,18 @@ class CheckpointKeeper:
         self._tidied = False
 
     @property
-    def kept(self) -> list[Path]:
+    def kept(self) -> list[Place]:
         """The checkpoints that the policy keeps now, oldest first."""
         wanted = self._wanted()
         return [self.folder / entry.name for entry in self._entries if entry.name in wanted]
 
     @property
-    def last_path(self) -> Path | None:
+    def last_path(self) -> Place | None:
         """The newest checkpoint."""
         return self.folder / self._entries[-1].name if self._entries else None
 
     @property
-    def best_path(self) -> Path | None:
+    def best_path(self) -> Place | None:
         """The checkpoint with the best monitored metric, if any could be ranked."""
         best = self._best()
         return self.folder / best.name if best else None
@@ -80,7 +81,7 @@ class CheckpointKeeper:
         best = self._best()
         return best.value if best else None
 
-    def save(self, content: CheckpointContent, *, on_schedule: bool = True) -> Path | None:
+    def save(self, content: CheckpointContent, *, on_schedule: bool = True) -> Place | None:
         """Save a checkpoint, verify it, move the pointers to it and delete what the policy no longer keeps.
 
         Args:
@@ -115,7 +116,7 @@ class CheckpointKeeper:
             self._prune()
         return path
 
-    def pin(self, path: Path, *, pinned: bool = True) -> None:
+    def pin(self, path: Place, *, pinned: bool = True) -> None:
         """Keep a checkpoint of this folder whatever the policies say, or stop doing so with `pinned=False`."""
         KeptRecord(self.folder).set_pinned(path.name, pinned=pinned)
 
@@ -127,7 +128,7 @@ class CheckpointKeeper:
             "entries": [[entry.name, entry.step, entry.value] for entry in self._entries],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, resumed_from: Path | None = None) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, resumed_from: Place | None = None) -> None:
         """Go on keeping what an earlier process of the run kept.
 
         The state lies inside the checkpoint that was resumed from, so it does not know of that checkpoint itself; it is
@@ -141,15 +142,15 @@ class CheckpointKeeper:
         same_metric = (state["monitor"], state["mode"]) == (self.policy.monitor, self.policy.mode)
         self._entries = [_Entry(name, step, value if same_metric else None) for name, step, value in state["entries"]]
         if resumed_from is not None and resumed_from.resolve().parent == self.folder.resolve():
-            self._resumed_from = resumed_from.name
+            self._resumed_from = final_name(resumed_from.name)
             manifest = Manifest.read(resumed_from)
             if manifest.run_id == self.run_id:
                 value, step = manifest.metrics.get(self.policy.monitor or "", (math.nan, -1))
                 ranked = value if math.isfinite(value) and step == manifest.step else None
-                self._entries = [entry for entry in self._entries if entry.name != resumed_from.name]
-                self._entries.append(_Entry(resumed_from.name, manifest.step, ranked))
+                self._entries = [entry for entry in self._entries if entry.name != self._resumed_from]
+                self._entries.append(_Entry(self._resumed_from, manifest.step, ranked))
         wanted = self._wanted()
-        missing = [entry.name for entry in self._entries if not (self.folder / entry.name).is_dir()]
+        missing = [entry.name for entry in self._entries if not kind_of(self.folder / entry.name)]
         self._entries = [entry for entry in self._entries if entry.name not in missing]
         lost = [name for name in missing if name in wanted]
         if lost:
@@ -211,9 +212,9 @@ class CheckpointKeeper:
     def _would_keep(self, entry: _Entry) -> bool:
         return entry.name in self._wanted([*(kept for kept in self._entries if kept.name != entry.name), entry])
 
-    def _already_saved(self, path: Path, content: CheckpointContent) -> Manifest | None:
+    def _already_saved(self, path: Place, content: CheckpointContent) -> Manifest | None:
         """Return the manifest if another policy has just saved this content, after making sure the name may be used."""
-        if not path.exists():
+        if not kind_of(path) or is_unfinished(path):
             return None
         try:
             manifest = Manifest.read(path)
@@ -232,11 +233,11 @@ class CheckpointKeeper:
             return manifest
         return None
 
-    def _set_aside(self, path: Path, error: CheckpointError) -> None:
+    def _set_aside(self, path: Place, error: CheckpointError) -> None:
         number = 1
-        while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        while kind_of(aside := path.with_name(f"{path.name}.damaged-{number}")):
             number += 1
-        os.rename(path, aside)
+        move_folder(path, aside)
         warnings.warn(
             explain(
                 f"{path} is in the way of a new checkpoint and cannot be read; it is now {aside.name}",
@@ -273,17 +274,14 @@ class CheckpointKeeper:
             if entry.name not in protected and self._delete(self.folder / entry.name):
                 self._entries.remove(entry)
 
-    def _delete(self, path: Path) -> bool:
+    def _delete(self, path: Place) -> bool:
         """Delete a checkpoint of this run; return whether it is gone (or is no longer this run's to delete)."""
-        if not path.exists():
+        if not kind_of(path):
             return True
         try:
             if Manifest.read(path).run_id != self.run_id:
                 return True
-            # renamed first: a crash halfway leaves nothing that looks like a checkpoint
-            doomed = hidden(path, "deleting", self.run_id)
-            os.rename(path, doomed)
-            remove_tree(doomed)
+            delete_checkpoint(path, self.run_id)
         except (CheckpointError, OSError) as error:
             warnings.warn(
                 explain(f"{path} could not be deleted", got=str(error), fix="delete it by hand"),
@@ -295,16 +293,9 @@ class CheckpointKeeper:
 
     def _tidy(self) -> None:
         """Remove what a killed process of this run left half written, half replaced or half deleted."""
-        if self._tidied or not self.folder.is_dir():
-            return
-        for purpose in ("writing", "replaced", "deleting"):
-            for path in self.folder.glob(hidden(self.folder / "*", purpose, self.run_id).name):
-                target = self.folder / path.name[1:].rpartition(".")[0]
-                if purpose == "replaced" and not target.exists():
-                    os.rename(path, target)  # killed between the two renames; this is the only copy
-                else:
-                    remove_tree(path)
-        self._tidied = True
+        if not self._tidied and kind_of(self.folder):
+            tidy(self.folder, self.run_id)
+            self._tidied = True
 
 
 def _no_metric(monitor: str, content: CheckpointContent) -> str:

@@ -11,11 +11,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import xxhash
 
+from taskloom.checkpoint.place import Place, StoreError, read_bytes
 from taskloom.checkpoint.upgrade import STEPS, upgraded_manifest
 from taskloom.core.errors import CheckpointError, explain
 
@@ -88,15 +89,18 @@ class Manifest:
         return {**data, "checksum": checksum(data)}
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def read(cls, folder: Place) -> Manifest:
         """Read and check the manifest of a checkpoint.
 
         Raises:
             CheckpointError: there is none, or it is damaged, foreign, or of a newer format.
+            StoreError: the store that it is in cannot be reached.
         """
         path = folder / MANIFEST
         try:
-            data = json.loads(path.read_bytes())
+            data = json.loads(read_bytes(path))
+        except StoreError:
+            raise
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(explain(f"{path} cannot be read", got=str(error), fix=ANOTHER_ONE)) from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:

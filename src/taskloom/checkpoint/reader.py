@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch import Tensor
 from taskloom.checkpoint.file_checks import changed, file_problems
 from taskloom.checkpoint.index import StoredPiece, TensorIndex, index_name
 from taskloom.checkpoint.manifest import ANOTHER_ONE, MANIFEST, VERSION, FileRecord, Manifest
+from taskloom.checkpoint.place import Place, StoreError, as_path, children, is_file, is_remote, kind_of, read_bytes
+from taskloom.checkpoint.remote_file import RemoteTensorFile
 from taskloom.checkpoint.state import decode_state
 from taskloom.checkpoint.tensor_file import DTYPES
 from taskloom.checkpoint.upgrade import upgraded_file
@@ -29,37 +31,51 @@ from taskloom.core.errors import CheckpointError, explain, nearest
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
-def open_checkpoint(path: str | Path, *, verify: bool = False) -> CheckpointReader:
+def open_checkpoint(path: str | PurePath, *, verify: bool = False) -> CheckpointReader:
     """Open a checkpoint for reading.
 
     Args:
-        path: its folder.
+        path: its folder, or the URL of one (`s3://bucket/runs/a/checkpoints/step-00001000`).
         verify: read every file once and compare its hash. Without it, the sizes of all files and the hashes of the
             JSON files are compared.
 
     Raises:
         CheckpointError: there is none, it is foreign, of a newer format, incomplete, truncated or changed. Names the
             file.
+        StoreError: the store that it is in cannot be reached.
     """
-    return CheckpointReader(Path(path), verify=verify)
+    return CheckpointReader(as_path(path), verify=verify)
 
 
-def verify_checkpoint(path: str | Path) -> list[str]:
-    """Read a whole checkpoint and return what is wrong with it; an empty list if nothing is."""
-    return problems_of(Path(path), hashes=True)
+def verify_checkpoint(path: str | PurePath) -> list[str]:
+    """Read a whole checkpoint and return what is wrong with it; an empty list if nothing is.
+
+    Raises:
+        StoreError: the store that it is in cannot be reached.
+    """
+    return problems_of(as_path(path), hashes=True)
 
 
-def problems_of(path: Path, *, hashes: bool) -> list[str]:
-    """Return what is wrong with a checkpoint, comparing the hashes of the tensor files too if asked."""
+def problems_of(path: Place, *, hashes: bool, manifest: Manifest | None = None) -> list[str]:
+    """Return what is wrong with a checkpoint, comparing the hashes of the tensor files too if asked.
+
+    Args:
+        path: its folder.
+        hashes: read everything.
+        manifest: that the folder will have, if it has none yet.
+
+    Raises:
+        StoreError: the store that it is in cannot be reached, which says nothing about the checkpoint.
+    """
     try:
-        manifest = Manifest.read(_checked_folder(path))
+        found = Manifest.read(_checked_folder(path)) if manifest is None else manifest
     except CheckpointError as error:
         return [str(error)]
-    problems = file_problems(path, manifest, hashes=hashes)
+    problems = file_problems(path, found, hashes=hashes)
     if problems:
         return problems
     try:
-        with CheckpointReader(path) as reader:
+        with CheckpointReader(path, manifest=found) as reader:
             reader.check()
     except CheckpointError as error:
         return [str(error)]
@@ -70,22 +86,24 @@ class CheckpointReader:
     """An open checkpoint.
 
     Tensors are memory-mapped copies-on-write: reading one loads only its pages, and writing to it never reaches the
-    file. A context manager; closing it lets go of the files, tensors that were read stay valid.
+    file. From a store each is fetched by itself. A context manager; closing it lets go of the files, tensors that were
+    read stay valid.
 
     Args:
         path: folder of the checkpoint.
         verify: compare the hash of every file.
+        manifest: that it has or will have, if that is at hand; files are then looked at when they are read.
 
     Raises:
         CheckpointError: it cannot be read.
     """
 
-    def __init__(self, path: Path, *, verify: bool = False) -> None:
-        self.path = _checked_folder(path)
-        self.manifest = Manifest.read(path)
+    def __init__(self, path: Place, *, verify: bool = False, manifest: Manifest | None = None) -> None:
+        self.path = path if manifest is not None else _checked_folder(path)
+        self.manifest = manifest or Manifest.read(path)
         self._open_files: dict[str, Any] = {}
         self._indexes: dict[str, TensorIndex] = {}
-        problems = file_problems(path, self.manifest, hashes=verify)
+        problems = file_problems(path, self.manifest, hashes=verify) if verify or manifest is None else []
         if problems:
             raise CheckpointError(explain(" ".join(problems).rstrip("."), fix=ANOTHER_ONE))
 
@@ -304,7 +322,7 @@ class CheckpointReader:
         """Read a listed file that is small enough to be hashed every time."""
         record = self._record(name)
         with _reading(self.path / name):
-            data = (self.path / name).read_bytes()
+            data = read_bytes(self.path / name)
         if xxhash.xxh3_64_hexdigest(data) != record.xxh3_64:
             raise CheckpointError(explain(changed(self.path / name), fix=ANOTHER_ONE))
         return data
@@ -320,26 +338,33 @@ class CheckpointReader:
     def _file(self, name: str) -> Any:
         if name not in self._open_files:
             self._record(name)
-            self._open_files[name] = safe_open(self.path / name, framework="pt", device="cpu")
+            path = self.path / name
+            self._open_files[name] = (
+                RemoteTensorFile(path) if is_remote(path) else safe_open(path, framework="pt", device="cpu")
+            )
         return self._open_files[name]
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn the errors of the operating system, safetensors and torch into one that names the file."""
+def _reading(path: Place) -> Iterator[None]:
+    """Turn the errors of the operating system, safetensors and torch into one that names the file.
+
+    That a store could not be reached stays what it is: a search must not pass over good checkpoints because of it.
+    """
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, StoreError):
         raise
     except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(explain(f"{path} cannot be read", got=str(error), fix=ANOTHER_ONE)) from error
 
 
-def _checked_folder(path: Path) -> Path:
+def _checked_folder(path: Place) -> Place:
     """Return the path if a manifest is there, or say what is there instead."""
-    if (path / MANIFEST).is_file():
+    if is_file(path / MANIFEST):
         return path
-    if path.is_file():
+    kind = kind_of(path)
+    if kind == "file":
         raise CheckpointError(
             explain(
                 f"{path} is a file, and a checkpoint is a folder",
@@ -347,11 +372,11 @@ def _checked_folder(path: Path) -> Path:
                 fix="pass the folder of a taskloom checkpoint, or load the weights of that file in your own code",
             )
         )
-    if not path.is_dir():
-        found = sorted(child.name for child in path.parent.glob("*") if (child / MANIFEST).is_file())
+    if not kind:
+        found = _checkpoints_in(path.parent)
         there = f"beside it there is {', '.join(found)}" if found else "pass the folder of an existing checkpoint"
         raise CheckpointError(explain(f"There is no checkpoint at {path}", fix=there))
-    inside = sorted(child.name for child in path.iterdir() if (child / MANIFEST).is_file())
+    inside = _checkpoints_in(path)
     if inside:
         raise CheckpointError(
             explain(
@@ -365,3 +390,7 @@ def _checked_folder(path: Path) -> Path:
             fix="pass the folder of a taskloom checkpoint",
         )
     )
+
+
+def _checkpoints_in(folder: Place) -> list[str]:
+    return [path.name for path, is_folder in children(folder) if is_folder and is_file(path / MANIFEST)]

@@ -11,13 +11,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from taskloom.checkpoint.files import HashedFile
 from taskloom.checkpoint.manifest import FileRecord
+from taskloom.checkpoint.place import Place
 from taskloom.core.errors import CheckpointError, explain
 
 DTYPES: Mapping[torch.dtype, str] = {
@@ -96,7 +96,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return here.reshape(-1).view(torch.uint8).numpy().data
 
 
-def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], *, fsync: bool) -> FileRecord:
+def write_tensor_file(path: Place, tensors: Mapping[str, Tensor], *, fsync: bool) -> FileRecord:
     """Write one safetensors file in a single pass; at most one tensor at a time is copied from a device.
 
     Args:
@@ -114,7 +114,7 @@ def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], *, fsync: bool)
 
 
 def stream_tensor_file(
-    path: Path,
+    path: Place,
     layouts: Mapping[str, TensorLayout],
     read: Callable[[str], Tensor],
     *,

@@ -1,27 +1,26 @@
 """Writing a checkpoint so that it is there whole or not at all.
 
-Everything is staged in a hidden folder beside the target, on the same file system. The manifest is written last, after
-every other file (and, with `fsync`, after the disk has confirmed them); the staged folder is read back and verified;
-only then is it renamed to its final name. A process killed at any point leaves the earlier checkpoints as they were.
+Files are written where `checkpoint/staging.py` says, hashed on the way, and read back; the checkpoint appears at its
+place only then. A process killed at any point leaves the earlier checkpoints as they were.
 """
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import PurePath
 
 import torch
-import xxhash
 
-from taskloom.checkpoint.files import disk_errors, move_into_place, remove_tree, sync_folder, to_json, write_file
+from taskloom.checkpoint.files import disk_errors, make_folder, sync_folder, to_json, write_file
 from taskloom.checkpoint.index import TensorIndex, index_name, stored_key
-from taskloom.checkpoint.manifest import MANIFEST, FileRecord, Manifest
+from taskloom.checkpoint.manifest import FileRecord, Manifest
+from taskloom.checkpoint.place import Place, as_path, children, is_remote, kind_of
 from taskloom.checkpoint.reader import problems_of
 from taskloom.checkpoint.shard import Shard, without_aliases
+from taskloom.checkpoint.staging import is_unfinished, stage
 from taskloom.checkpoint.state import EncodedState, encode_state
 from taskloom.checkpoint.tensor_file import write_tensor_file
 from taskloom.core.errors import CheckpointError, explain
@@ -68,7 +67,7 @@ class CheckpointContent:
 
 
 def write_checkpoint(
-    target: str | Path,
+    target: str | PurePath,
     content: CheckpointContent,
     *,
     fsync: bool = True,
@@ -78,8 +77,8 @@ def write_checkpoint(
     """Write a checkpoint, verify it and put it in place.
 
     Args:
-        target: folder to make. An older checkpoint there is replaced once the new one has verified; anything else is
-            refused.
+        target: folder to make, or the URL of one. An older checkpoint there is replaced once the new one has verified;
+            anything else is refused.
         content: what to save. Tensors are read as they are; nothing may change them until this returns.
         fsync: have the disk confirm everything, so that a power cut cannot lose it either, and read it all back before
             it counts as saved. Without it only a crash of the process is survived, and what is checked before the
@@ -92,7 +91,7 @@ def write_checkpoint(
         full.
             What was at `target` is untouched.
     """
-    target = Path(target).absolute()
+    target = as_path(target).absolute()
     kept = {name: value for name, value in content.state.items() if not weights_only or name in KEPT_WITH_WEIGHTS}
     state = encode_state(kept)
     shards = {"model": without_aliases(content.model, content.aliases)}
@@ -100,49 +99,33 @@ def write_checkpoint(
         shards["optimizer"] = list(content.optimizer)
         shards.update(content.further)
     plans = {kind: _plan(kind, pieces, largest_file) for kind, pieces in shards.items()}
-    staged = hidden(target, "writing", content.run_id)
-    with disk_errors(target), _removed_on_failure(staged):
+    staging = stage(target, content.run_id, fsync=fsync)
+    with disk_errors(target):
         _check_target(target)
-        remove_tree(staged)  # left by a run of this id that was killed
-        staged.mkdir(parents=True)
-        files = _write_files(staged, plans, state, content.config, fsync=fsync)
-        manifest = Manifest(
-            run_id=content.run_id,
-            save_id=content.save_id,
-            saved_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-            step=content.step,
-            epoch=content.epoch,
-            weights_only=weights_only,
-            metrics={name: (float(value), int(step)) for name, (value, step) in content.metrics.items()},
-            aliases=dict(content.aliases),
-            files=files,
-        )
-        write_file(staged / MANIFEST, to_json(manifest.to_json()), fsync=fsync)
-        if fsync:
-            sync_folder(staged)
-        problems = problems_of(staged, hashes=fsync)
-        if problems:
-            raise CheckpointError(
-                explain(
-                    f"{target} was not saved: what was written does not read back ({problems[0]})",
-                    fix="check the disk; the earlier checkpoint is untouched",
-                )
+        with staging:
+            files = _write_files(staging.folder, plans, state, content.config, fsync=fsync)
+            manifest = Manifest(
+                run_id=content.run_id,
+                save_id=content.save_id,
+                saved_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+                step=content.step,
+                epoch=content.epoch,
+                weights_only=weights_only,
+                metrics={name: (float(value), int(step)) for name, (value, step) in content.metrics.items()},
+                aliases=dict(content.aliases),
+                files=files,
             )
-        move_into_place(staged, target, hidden(target, "replaced", content.run_id), fsync=fsync)
+            staging.publish(manifest, lambda folder, known: problems_of(folder, hashes=fsync, manifest=known))
     return manifest
 
 
-def hidden(target: Path, purpose: str, run_id: str) -> Path:
-    """Return the hidden sibling of a checkpoint that a run uses while `writing`, for one `replaced`, or `deleting`."""
-    return target.with_name(f".{target.name}.{purpose}-{xxhash.xxh3_64_hexdigest(run_id.encode())[:8]}")
-
-
-def _check_target(target: Path) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
+def _check_target(target: Place) -> None:
+    kind = kind_of(target)
+    if kind == "file" or (not is_remote(target) and target.is_symlink()):
         raise CheckpointError(
             explain(f"{target} exists and is not a checkpoint folder", fix="choose another path, or remove it")
         )
-    if target.is_dir() and any(target.iterdir()):
+    if kind == "folder" and children(target) and not is_unfinished(target):
         try:
             Manifest.read(target)
         except CheckpointError as error:
@@ -186,13 +169,13 @@ def _plan(kind: str, shards: list[Shard], largest_file: int) -> dict[str, list[S
 
 
 def _write_files(
-    staged: Path, plans: Mapping[str, dict[str, list[Shard]]], state: EncodedState, config: str | None, *, fsync: bool
+    staged: Place, plans: Mapping[str, dict[str, list[Shard]]], state: EncodedState, config: str | None, *, fsync: bool
 ) -> dict[str, FileRecord]:
     """Write everything but the manifest; return the records by path."""
     records: dict[str, FileRecord] = {}
     for kind, files in plans.items():
         folder = staged / kind
-        folder.mkdir()
+        make_folder(folder)
         for name, shards in files.items():
             tensors = {stored_key(shard): shard.tensor for shard in shards}
             records[f"{kind}/{name}"] = write_tensor_file(folder / name, tensors, fsync=fsync)
@@ -207,13 +190,3 @@ def _write_files(
     if config is not None:
         records["config.yaml"] = write_file(staged / "config.yaml", config.encode(), fsync=fsync)
     return records
-
-
-@contextlib.contextmanager
-def _removed_on_failure(staged: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            remove_tree(staged)
-        raise
