@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-
 READ_AHEAD: Final = 3
 """Batches that may have been taken beyond the last one trained on: the one in hand, one to learn whether that is the
 last of its epoch, and one of a loader whose partner in a `CombinedLoader` ended first."""
@@ -57,5 +56,5 @@ class Source(ABC):
             CheckpointError: the state is that of another kind of loader, or this loader cannot go on from it.
         """
 
-    def close(self) -> None:  # noqa: B027  # most sources hold nothing
+    def close(self) -> None:  # most sources hold nothing
         """Let go of worker processes and the like; called once, when training is over."""
