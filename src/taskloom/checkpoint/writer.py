@@ -97,7 +97,7 @@ def write_checkpoint(
     shards = {"model": without_aliases(content.model, content.aliases)}
     if not weights_only:
         shards["optimizer"] = list(content.optimizer)
-        shards.update(content.further)
+    shards.update(content.further)
     plans = {kind: _plan(kind, pieces, largest_file) for kind, pieces in shards.items()}
     staging = stage(target, content.run_id, fsync=fsync)
     with disk_errors(target):
