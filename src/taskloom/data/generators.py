@@ -7,7 +7,7 @@ data set or a transform is found by walking its attributes, and named by the way
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
@@ -21,6 +21,7 @@ from taskloom.core.errors import CheckpointError, explain
 States = dict[str, Any]
 OwnGenerator = random.Random | numpy.random.Generator | numpy.random.RandomState | torch.Generator
 
+NAMES: Final = ("python", "numpy", "torch", "device")
 _OWN: Final = (random.Random, numpy.random.Generator, numpy.random.RandomState, torch.Generator)
 # Generators are held by samplers, data sets and transforms. What is none of these is not searched: a million samples in
 # a list, the parameters of a network, an open file.
@@ -42,25 +43,37 @@ class Generators:
     def __init__(self, accelerator: Accelerator | None = None, device: torch.device | None = None) -> None:
         self._accelerator, self._device = accelerator, device
 
-    def states(self) -> States:
-        """Return the state of every generator, as data."""
-        on_device = None
-        if self._accelerator is not None and self._device is not None:
-            on_device = self._accelerator.rng_state(self._device)
-        return {
-            "python": random.getstate(),
-            "numpy": numpy.random.get_state(),
-            "torch": torch.get_rng_state(),
-            "device": on_device,
-        }
+    def states(self, names: Collection[str] = NAMES) -> States:
+        """Return the state of every generator, as data.
+
+        Args:
+            names: which to return.
+        """
+        return {name: self._state(name) for name in names}
+
+    def _state(self, name: str) -> Any:
+        match name:
+            case "python":
+                return random.getstate()
+            case "numpy":
+                return numpy.random.get_state()
+            case "torch":
+                return torch.get_rng_state()
+            case "device" if self._accelerator is not None and self._device is not None:
+                return self._accelerator.rng_state(self._device)
+        return None
 
     def restore(self, states: Mapping[str, Any]) -> None:
-        """Restore what `states` returned."""
-        random.setstate(_python_state(states["python"]))
-        numpy.random.set_state(tuple(states["numpy"]))
-        torch.set_rng_state(states["torch"])
-        if states["device"] is not None and self._accelerator is not None and self._device is not None:
-            self._accelerator.set_rng_state(states["device"], self._device)
+        """Restore what `states` returned; generators that it lacks stay as they are."""
+        if "python" in states:
+            random.setstate(_python_state(states["python"]))
+        if "numpy" in states:
+            numpy.random.set_state(tuple(states["numpy"]))
+        if "torch" in states:
+            torch.set_rng_state(states["torch"])
+        device = states.get("device")
+        if device is not None and self._accelerator is not None and self._device is not None:
+            self._accelerator.set_rng_state(device, self._device)
 
     @contextmanager
     def kept(self) -> Generator[None, None, None]:
@@ -72,14 +85,15 @@ class Generators:
             self.restore(states)
 
 
-def own_generators(**owners: Any) -> dict[str, OwnGenerator]:
+def own_generators(owners: Mapping[str, Any], without: Any = None) -> dict[str, OwnGenerator]:
     """Return the generators that objects keep among their attributes, by the way to each.
 
     Args:
         owners: objects to search, by the first part of the names.
+        without: an object that is not searched.
     """
     found: dict[str, OwnGenerator] = {}
-    seen: set[int] = set()
+    seen = {id(without)}
     for name, owner in owners.items():
         for way, generator in _walk(owner, name, seen, 0):
             found[way] = generator
@@ -88,7 +102,7 @@ def own_generators(**owners: Any) -> dict[str, OwnGenerator]:
 
 def _walk(value: Any, way: str, seen: set[int], depth: int) -> Iterator[tuple[str, OwnGenerator]]:
     if isinstance(value, _OWN):
-        if id(value) not in seen:
+        if id(value) not in seen and not isinstance(value, random.SystemRandom):
             seen.add(id(value))
             yield way, value
         return

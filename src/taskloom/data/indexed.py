@@ -1,16 +1,28 @@
-"""A map-style `DataLoader` as a source: its position is one in the stream of indices, so skipping reads no sample."""
+"""A map-style `DataLoader` as a source: its position is one in the stream of indices, so skipping reads no sample.
+
+What is iterated over is a shallow copy of the user's loader with another (batch) sampler, and the user's loader stays
+as it is. With worker processes, every batch has random streams of its own (`data/seeding.py`), so that what data sets
+and transforms draw is the same after a resume, and for any number of workers. Without, they draw from the generators of
+this process, which a checkpoint has; but those of a loader without a length, which is read one batch ahead of the
+training, are kept apart.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
+from taskloom.core.errors import CheckpointError, explain
 from taskloom.data.generators import Generators, own_generators, own_states, restore_own_states
-from taskloom.data.source import Source
+from taskloom.data.indices import RESTART, IndexStream, samplers_of
+from taskloom.data.isolation import Isolated
+from taskloom.data.loaders import loader_length
+from taskloom.data.seeding import NumberedCollate, SeededIndices, WorkerStart, stream_seed
+from taskloom.data.source import Source, check_kind
 
 
 @runtime_checkable
@@ -26,95 +38,149 @@ class IndexedSource(Source):
     """Batches of a map-style `DataLoader`.
 
     Args:
-        loader: the user's; a shallow copy with another (batch) sampler is what is iterated over.
+        loader: the user's.
         generators: of the process.
         rank: of the process.
     """
 
+    kind = "a map-style DataLoader"
+
     def __init__(self, loader: DataLoader[Any], generators: Generators, *, rank: int = 0) -> None:
-        self._loader, self._generators, self._rank = loader, generators, rank
-        self._own = own_generators(**_drawing(loader))
-        self._began_with: dict[str, Any] | None = None
+        self._loader, self._generators, self._rank, self._epoch = loader, generators, rank, 0
+        self._indices = IndexStream(loader, generators, SeededIndices if loader.num_workers else None)
+        self._indices.part = rank
+        self._view = _view(loader, self._indices)
+        self._persists = bool(loader.num_workers and loader.persistent_workers)
+        self._apart = not loader.num_workers and math.isinf(loader_length(loader))
+        self._epoch_seed = 0
+        self._arrivals: _Arrivals | None = None if loader.in_order or not loader.num_workers else _Arrivals()
 
     def begin_epoch(self, epoch: int, *, resumed: bool) -> None:
-        """Tell samplers the number of the epoch."""
-        for sampler in samplers_of(self._loader):
-            if isinstance(sampler, OrderedByEpoch):
-                sampler.set_epoch(epoch)
+        """Tell samplers and the data set the number of the epoch."""
+        self._epoch = self._indices.epoch = epoch
+        for told in (*samplers_of(self._loader).values(), self._loader.dataset):
+            if isinstance(told, OrderedByEpoch):
+                told.set_epoch(epoch)
 
     def batches(self, done: int) -> Iterator[Any]:
         """Iterate from batch `done` on; the sampler runs over the indices before it, whose samples are not read."""
         if not done:
-            self._began_with = self._states()
-            return iter(self._loader)
-        now = self._states()
-        if self._began_with is not None:
-            self._restore(self._began_with)
-        rest, indices = _without_first(self._loader, done)
-        batches = iter(rest)
-        indices.begin()
-        self._restore(now)
-        return batches
+            self._indices.begin()
+            if self._arrivals is not None:
+                self._arrivals = _Arrivals()
+            if self._apart:
+                self._epoch_seed = stream_seed(Generators().states(), self._epoch, self._rank)
+            batches: Iterator[Any] = iter(self._view)
+        else:
+            missing, reached = ([], done) if self._arrivals is None else self._arrivals.left(done)
+            with self._generators.kept():
+                self._indices.take_up(missing, reached)
+                batches = iter(self._view)
+        if self._apart:
+            return Isolated(batches, self._epoch_seed, done)
+        return batches if self._arrivals is None else map(self._arrivals.arrived, batches)
 
     def state_dict(self, epoch: int, done: int) -> dict[str, Any]:
-        """Return what the order of the epoch follows from."""
-        return {"began_with": self._began_with, "own": own_states(self._own)}
+        """Return what the order of the epoch follows from; never the order itself."""
+        missing, reached = ([], done) if self._arrivals is None else self._arrivals.left(done)
+        return {
+            "kind": self.kind,
+            "settings": self._settings(),
+            "missing": missing,
+            "reached": reached,
+            "epoch_seed": self._epoch_seed,
+            "indices": self._indices.state_dict(reached),
+            "workers_started": self._persists and (self._started or self._indices.was_started),
+            "own": {} if self._loader.num_workers else own_states(self._own()),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the generators of the loader and its samplers."""
-        self._began_with = state["began_with"]
-        restore_own_states(self._own, state["own"])
+        """Restore what `state_dict` returned.
 
-    def _states(self) -> dict[str, Any]:
-        return {"process": self._generators.states(), "own": own_states(self._own)}
+        Raises:
+            CheckpointError: the loader cannot go on from there.
+        """
+        check_kind(state, self.kind)
+        self._check_settings(state)
+        self._epoch_seed = state["epoch_seed"]
+        if state["missing"] or (self._arrivals is not None):
+            self._arrivals = _Arrivals(state["missing"], state["reached"])
+        self._indices.load_state_dict(state["indices"])
+        self._indices.was_started = self._persists and state["workers_started"]
+        if not self._loader.num_workers:
+            restore_own_states(self._own(), state["own"])
 
-    def _restore(self, states: Mapping[str, Any]) -> None:
-        self._generators.restore(states["process"])
-        restore_own_states(self._own, states["own"])
+    def close(self) -> None:
+        """End worker processes that persist."""
+        vars(self._view)["_iterator"] = None
+
+    @property
+    def _started(self) -> bool:
+        return vars(self._view)["_iterator"] is not None
+
+    def _own(self) -> dict[str, Any]:
+        return own_generators({"dataset": self._loader.dataset, "collate_fn": self._loader.collate_fn})
+
+    def _settings(self) -> dict[str, Any]:
+        loader = self._loader
+        return {
+            "batches": loader_length(loader),
+            "batch_size": loader.batch_size,
+            "drop_last": loader.drop_last,
+            "sampler": [type(each).__name__ for each in samplers_of(loader).values()],
+        }
+
+    def _check_settings(self, state: Mapping[str, Any]) -> None:
+        saved, now = state["settings"], self._settings()
+        changed = [name for name in now if saved[name] != now[name]]
+        if state["reached"] and changed:
+            raise CheckpointError(
+                explain(
+                    "The training data cannot be continued in the middle of an epoch, because the loader is another: "
+                    + ", ".join(f"{name} was {saved[name]!r}" for name in changed),
+                    got={name: now[name] for name in changed},
+                    why="the batches that are done would not be those that were trained on",
+                    fix=f"pass the loader of the run that wrote the checkpoint, or {RESTART}",
+                )
+            )
 
 
-class _Rest:
-    """A sampler without its first items, so that their samples are never read."""
+class _Arrivals:
+    """Which batches have come, of a loader that yields them as they come (`in_order=False`).
 
-    def __init__(self, sampler: Iterable[Any], skipped: int) -> None:
-        self._sampler, self._skipped = sampler, skipped
-        self._iterator: Iterator[Any] = iter(())
-        self._held: list[Any] = []
+    Args:
+        missing: numbers below `reached` that had not come yet.
+        reached: all others below it had.
+    """
 
-    def __iter__(self) -> Iterator[Any]:
-        self._iterator = islice(iter(self._sampler), self._skipped, None)
-        return self
+    def __init__(self, missing: list[int] | None = None, reached: int = 0) -> None:
+        self._began = set(missing or ()), reached
+        self._done = reached - len(self._began[0])
+        self._came: list[int] = []
 
-    def __next__(self) -> Any:
-        return self._held.pop() if self._held else next(self._iterator)
+    def arrived(self, numbered: tuple[int, Any]) -> Any:
+        """Note the number of a batch, and return the batch."""
+        self._came.append(numbered[0])
+        return numbered[1]
 
-    def __len__(self) -> int:
-        return max(0, len(self._sampler) - self._skipped)  # type: ignore[arg-type]  # samplers have a length
-
-    def begin(self) -> None:
-        """Let the sampler draw what its order follows from, if worker processes have not made it do so."""
-        if not self._held:
-            self._held = list(islice(self._iterator, 1))
-
-
-def _without_first(loader: Any, skipped: int) -> tuple[Iterable[Any], _Rest]:
-    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-    clone, rest = copy.copy(loader), _Rest(vars(loader)[name], skipped)
-    vars(clone)[name] = rest  # a DataLoader refuses to have it set
-    vars(clone)["_iterator"] = None
-    return clone, rest
+    def left(self, done: int) -> tuple[list[int], int]:
+        """Return the numbers that are missing below the highest that came, after `done` batches, and one above it."""
+        missing, reached = set(self._began[0]), self._began[1]
+        for number in self._came[: done - self._done]:
+            missing.discard(number)
+            missing.update(range(reached, number))
+            reached = max(reached, number + 1)
+        return sorted(missing), reached
 
 
-def samplers_of(loader: DataLoader[Any]) -> list[Any]:
-    """Return what decides the order of a loader, from the outside in, each once."""
-    batch_sampler = loader.batch_sampler
-    within = [batch_sampler.sampler] if isinstance(batch_sampler, BatchSampler) else []
-    return list({id(each): each for each in (loader.sampler, batch_sampler, *within) if each is not None}.values())
-
-
-def _drawing(loader: DataLoader[Any]) -> dict[str, Any]:
-    return {
-        "loader.generator": loader.generator,
-        "loader.sampler": loader.sampler,
-        "loader.batch_sampler": loader.batch_sampler,
-    }
+def _view(loader: DataLoader[Any], indices: IndexStream) -> DataLoader[Any]:
+    """Return a shallow copy of a loader that reads other indices; its class, workers and functions are the same."""
+    view: DataLoader[Any] = copy.copy(loader)
+    attributes = vars(view)  # a DataLoader refuses to have some of these set
+    attributes["sampler" if loader.batch_sampler is None else "batch_sampler"] = indices
+    attributes["_iterator"] = None
+    if loader.num_workers:
+        attributes["worker_init_fn"] = WorkerStart(loader.worker_init_fn, loader.collate_fn)
+        if not loader.in_order:
+            attributes["collate_fn"] = NumberedCollate(loader.collate_fn)
+    return view

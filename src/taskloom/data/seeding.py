@@ -1,0 +1,161 @@
+"""Seeds for what data sets, transforms and collate functions draw at random.
+
+Torch seeds a worker process once, when it starts; what it has drawn by some batch depends on every batch before. Here
+each batch has streams of its own, that follow from the epoch and the batch's number: the same whichever worker makes
+the batch, however many there are, and after a resume at any batch.
+
+A batch's indices travel to a worker in a queue. They are sent as a `SeededIndices`, which pickle takes apart and puts
+together again in the worker, right before the samples are read; putting together seeds the generators and gives the
+plain indices. So nothing of the user's is wrapped, and the data set sees what it always saw.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy
+import torch
+from torch.utils.data import get_worker_info
+
+from taskloom.data.generators import OwnGenerator, own_generators
+
+
+def stream_seed(*parts: Any) -> int:
+    """Return a seed of 128 bits that follows from all parts, and is another for any other parts.
+
+    Args:
+        parts: numbers, texts, bytes, arrays, tensors, and tuples, lists and dicts of those.
+    """
+    hashed = blake2b(digest_size=16)
+    _feed(hashed.update, parts)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def _feed(update: Callable[[bytes], None], value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        value = value.numpy()
+    if isinstance(value, numpy.ndarray):
+        update(f"{value.dtype}{value.shape}".encode())
+        update(value.tobytes())
+    elif isinstance(value, Mapping):
+        _feed(update, tuple(value.items()))
+    elif isinstance(value, (tuple, list)) and len(value) < 64:
+        update(f"({len(value)}".encode())
+        for each in value:
+            _feed(update, each)
+    else:  # also the 625 numbers of Python's generator
+        update(f"{value!r};".encode())
+
+
+def seed_process(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generator on the CPU from 128 bits.
+
+    Unlike `torch.manual_seed`, leaves those of devices alone: worker processes compute on the CPU.
+    """
+    random.seed(seed)
+    numpy.random.seed([(seed >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96)])
+    torch.default_generator.manual_seed(seed & 0xFFFFFFFFFFFFFFFF)
+
+
+def seed_own(generator: OwnGenerator, seed: int) -> None:
+    """Seed a generator of the user's from 128 bits."""
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed & 0xFFFFFFFFFFFFFFFF)
+    elif isinstance(generator, random.Random):
+        generator.seed(seed)
+    elif isinstance(generator, numpy.random.RandomState):
+        generator.seed([(seed >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96)])
+    else:
+        fresh: Any = type(generator.bit_generator)
+        generator.bit_generator.state = fresh(seed).state
+
+
+class SeededIndices:
+    """What a worker is sent: indices, and from what the streams of their batch follow.
+
+    Args:
+        indices: as the sampler gave them.
+        epoch_seed: of the epoch.
+        number: of the batch in its epoch.
+    """
+
+    __slots__ = ("_epoch_seed", "_indices", "_number")
+
+    def __init__(self, indices: Any, epoch_seed: int, number: int) -> None:
+        self._indices, self._epoch_seed, self._number = indices, epoch_seed, number
+
+    def __reduce__(self) -> Any:
+        return arrive, (self._indices, self._epoch_seed, self._number)
+
+
+class _Here:
+    """What this worker process knows of itself: who may own generators, and which batch it is making."""
+
+    def __init__(self) -> None:
+        self.collate: Any = None
+        self.number = -1
+
+
+_here = _Here()
+
+
+def arrive(indices: Any, epoch_seed: int, number: int) -> Any:
+    """Seed this worker for a batch and return the batch's indices.
+
+    Generators that the data set and the collate function own are seeded too: a worker has them as copies, so left alone
+    every worker, and every epoch, would draw the same from them.
+    """
+    seed = batch_seed(epoch_seed, number)
+    seed_process(seed)
+    worker = get_worker_info()
+    if worker is not None:
+        _here.number = number
+        for name, generator in own_generators({"dataset": worker.dataset, "collate_fn": _here.collate}).items():
+            seed_own(generator, stream_seed(seed, name))
+    return indices
+
+
+def batch_seed(epoch_seed: int, number: int) -> int:
+    """Return the 128 bits that a batch's streams follow from.
+
+    The low 32 are those of the epoch combined with the number, so that they differ for all batches of an epoch: torch's
+    generator on the CPU uses no more of its seed.
+    """
+    mixed = stream_seed(epoch_seed, number)
+    return (mixed >> 32 << 32) | ((epoch_seed ^ number) & 0xFFFFFFFF)
+
+
+class WorkerStart:
+    """A `worker_init_fn` that lets this module know the collate function, and then calls the user's own.
+
+    Args:
+        own: the user's, or None.
+        collate: the user's collate function.
+    """
+
+    def __init__(self, own: Callable[[int], Any] | None, collate: Any) -> None:
+        self._own, self._collate = own, collate
+
+    def __call__(self, worker_id: int) -> None:
+        """Note the collate function and call the user's own."""
+        _here.collate = self._collate
+        if self._own is not None:
+            self._own(worker_id)
+
+
+class NumberedCollate:
+    """A collate function that returns each batch with its number, for loaders that yield batches as they come.
+
+    Args:
+        collate: the user's.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: Any) -> tuple[int, Any]:
+        """Collate, and say the number of the batch in hand."""
+        return _here.number, self._collate(samples)
