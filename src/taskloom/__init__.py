@@ -34,6 +34,7 @@ _HOME = {
     "NonFiniteError": "taskloom.core.errors",
     "Precision": "taskloom.precision",
     "Progress": "taskloom.core.progress",
+    "RestorePolicy": "taskloom.checkpoint",
     "RunFolder": "taskloom.core.policies",
     "SingleStrategy": "taskloom.strategies",
     "Skip": "taskloom.core.loss",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from taskloom.accelerators import Accelerator as Accelerator
     from taskloom.callbacks import Callback as Callback
     from taskloom.checkpoint import CheckpointPolicy as CheckpointPolicy
+    from taskloom.checkpoint import RestorePolicy as RestorePolicy
     from taskloom.cli import TaskCLI as TaskCLI
     from taskloom.core.data import DataModule as DataModule
     from taskloom.core.errors import CheckpointError as CheckpointError

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from taskloom.accelerators import Accelerator
 from taskloom.callbacks import Callback
-from taskloom.checkpoint import CheckpointPolicy
+from taskloom.checkpoint import CheckpointPolicy, RestorePolicy
 from taskloom.core.data import DataModule
 from taskloom.core.errors import ConfigError, explain
 from taskloom.core.interval import IntervalLike, parse_seconds
@@ -40,7 +40,7 @@ from taskloom.loop.folder import find_checkpoint
 from taskloom.loop.limits import no_bound
 from taskloom.loop.predict import predict
 from taskloom.loop.record import Record
-from taskloom.loop.restoring import opened, restore_weights
+from taskloom.loop.restoring import opened, restoration_of, restore_weights
 from taskloom.loop.run import Run, generators_kept
 from taskloom.loop.settings import ArgumentReader, Settings, callbacks_of, policies_of, sanity_batches_of
 from taskloom.loop.stage import stage
@@ -171,6 +171,7 @@ class Trainer(Control):
             folder=read.policy("run_dir", RunFolder, run_dir),
             policies=read.value("checkpoint", policies_of, checkpoint) or (),
             compile=compile,
+            seed=seed,
             sanity_batches=read.value("num_sanity_val_steps", sanity_batches_of, num_sanity_val_steps) or 0,
             dry=bool(fast_dev_run),
         )
@@ -205,6 +206,7 @@ class Trainer(Control):
         val_dataloaders: Any = None,
         datamodule: DataModule | None = None,
         ckpt_path: str | Path | None = None,
+        restore: RestorePolicy | None = None,
     ) -> FitResult:
         """Train a task.
 
@@ -214,6 +216,8 @@ class Trainer(Control):
             val_dataloaders: a loader, a list of them, or a dict that names them.
             datamodule: makes the loaders instead.
             ckpt_path: continue from a checkpoint: `"last"`, `"best"`, a path, or a run folder.
+            restore: what to take from it, everything by default; `RestorePolicy(only="model")` starts a new training
+                from its weights.
 
         Raises:
             ValueError, TypeError: task, loaders or settings do not fit together; says what, why and the remedy.
@@ -226,11 +230,14 @@ class Trainer(Control):
         if self.settings.epochs.max is None and self.settings.steps.max is None and math.isinf(self.settings.seconds):
             raise ValueError(no_bound())
         with stage(self, "fit", task, datamodule) as run, opened(self._find(ckpt_path)) as reader:
-            self.record.open(task, reader)
-            loop = build_fit(self, run, train_dataloaders, val_dataloaders, reader)
-            self.record.begin(run, reader)
+            restoration = restoration_of(reader, restore)
+            resumed = reader if restoration is not None and restoration.continues else None
+            self.record.open(task, resumed, loggers=restoration is None or restoration.takes("loggers"))
+            loop = build_fit(self, run, train_dataloaders, val_dataloaders, restoration)
+            self.record.begin(run, resumed)
+            self.record.tell(restoration)
             run.call("on_fit_start")
-            if loop.validation is not None and reader is None:
+            if loop.validation is not None and resumed is None:
                 self._validate_before(run, loop.validation)
             loop.run()
             run.call("on_fit_end")
@@ -252,6 +259,7 @@ class Trainer(Control):
         datamodule: DataModule | None = None,
         ckpt_path: str | Path | None = None,
         verbose: bool = True,
+        restore: RestorePolicy | None = None,
     ) -> list[dict[str, float]]:
         """Evaluate a task on validation data, exactly as `fit` does. Needs no optimizer.
 
@@ -261,11 +269,12 @@ class Trainer(Control):
             datamodule: makes the loaders instead.
             ckpt_path: load these weights first: `"last"`, `"best"`, a path, or a run folder.
             verbose: print a table.
+            restore: how names and shapes of the weights are matched, and which set of them is loaded.
 
         Returns:
             The metrics of each loader.
         """
-        return self._evaluate("validate", task, dataloaders, datamodule, ckpt_path, verbose)
+        return self._evaluate("validate", task, dataloaders, datamodule, ckpt_path, verbose, restore)
 
     def test(
         self,
@@ -274,9 +283,10 @@ class Trainer(Control):
         datamodule: DataModule | None = None,
         ckpt_path: str | Path | None = None,
         verbose: bool = True,
+        restore: RestorePolicy | None = None,
     ) -> list[dict[str, float]]:
         """Evaluate a task on test data; like `validate` with the hooks and the step of the test."""
-        return self._evaluate("test", task, dataloaders, datamodule, ckpt_path, verbose)
+        return self._evaluate("test", task, dataloaders, datamodule, ckpt_path, verbose, restore)
 
     def predict(
         self,
@@ -285,6 +295,7 @@ class Trainer(Control):
         datamodule: DataModule | None = None,
         return_predictions: bool = True,
         ckpt_path: str | Path | None = None,
+        restore: RestorePolicy | None = None,
     ) -> list[Any]:
         """Run `predict_step` over data.
 
@@ -294,6 +305,7 @@ class Trainer(Control):
             datamodule: makes the loaders instead.
             return_predictions: False drops each output once the hooks saw it, for data larger than memory.
             ckpt_path: load these weights first.
+            restore: how they are matched, as in `validate`.
 
         Returns:
             What `predict_step` returned for each batch; a list per loader when there are several.
@@ -302,7 +314,7 @@ class Trainer(Control):
         with stage(self, "predict", task, datamodule) as run:
             loaders = self._loaders(run, dataloaders, "predict_dataloader", "predict")
             self.parts.predicted = loaders
-            self._load_for_evaluation(run, ckpt_path)
+            self._load_for_evaluation(run, ckpt_path, restore)
             return predict(run, loaders, self.settings.validation, keep=return_predictions)
 
     def _evaluate(
@@ -313,6 +325,7 @@ class Trainer(Control):
         datamodule: DataModule | None,
         ckpt_path: str | Path | None,
         verbose: bool,
+        restore: RestorePolicy | None,
     ) -> list[dict[str, float]]:
         dataloaders, datamodule = one_source(dataloaders, datamodule, "dataloaders")
         with stage(self, name, task, datamodule) as run:
@@ -320,7 +333,7 @@ class Trainer(Control):
                 run, dataloaders, "val_dataloader" if name == "validate" else "test_dataloader", name
             )
             self.parts.evaluated = loaders
-            self._load_for_evaluation(run, ckpt_path)
+            self._load_for_evaluation(run, ckpt_path, restore)
             loop = EvaluateLoop(run, name, loaders, self.settings.validation)
             self.parts.evaluation = loop
             measured = results(loop, loop.evaluate())
@@ -336,12 +349,14 @@ class Trainer(Control):
             )
         return limited_loaders(loaders, vars(self.settings.limits)[name], name)
 
-    def _load_for_evaluation(self, run: Run, ckpt_path: str | Path | None) -> None:
+    def _load_for_evaluation(self, run: Run, ckpt_path: str | Path | None, restore: RestorePolicy | None) -> None:
         run.module = run.strategy.setup_module(run.task)
         with opened(self._find(ckpt_path)) as reader:
-            if reader is None:
+            restoration = restoration_of(reader, restore and restore.for_evaluation(str(self.state.stage)))
+            if reader is None or restoration is None:
                 return
-            restore_weights(run, reader)
+            restore_weights(run, restoration)
+            self.record.tell(restoration)
             if not self.progress.micro_batches and "progress" in reader.state:
                 # So that the values have the x of the training that the weights come from.
                 self.progress.load_state_dict(reader.state["progress"])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from taskloom.checkpoint.manifest import FileRecord, Manifest
     from taskloom.checkpoint.policy import CheckpointPolicy
     from taskloom.checkpoint.reader import CheckpointReader, open_checkpoint, verify_checkpoint
+    from taskloom.checkpoint.restore import RestorePolicy
     from taskloom.checkpoint.shard import Region, Shard, find_aliases
     from taskloom.checkpoint.state import EncodedState, decode_state, encode_state
     from taskloom.checkpoint.writer import CheckpointContent, write_checkpoint
@@ -40,6 +41,7 @@ _HOME = {
     "FileRecord": "taskloom.checkpoint.manifest",
     "Manifest": "taskloom.checkpoint.manifest",
     "Region": "taskloom.checkpoint.shard",
+    "RestorePolicy": "taskloom.checkpoint.restore",
     "Shard": "taskloom.checkpoint.shard",
     "best_checkpoint": "taskloom.checkpoint.folder",
     "decode_state": "taskloom.checkpoint.state",
@@ -61,6 +63,7 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "Region",
+    "RestorePolicy",
     "Shard",
     "best_checkpoint",
     "decode_state",

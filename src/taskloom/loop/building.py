@@ -7,7 +7,7 @@ from warnings import warn
 
 from torch import nn
 
-from taskloom.checkpoint import CheckpointKeeper, CheckpointReader
+from taskloom.checkpoint import CheckpointKeeper
 from taskloom.core.data import DataModule
 from taskloom.core.errors import TaskloomWarning, explain
 from taskloom.core.hooks import overridden
@@ -19,7 +19,7 @@ from taskloom.loop.fit import FitLoop
 from taskloom.loop.folder import CHECKPOINTS
 from taskloom.loop.limits import Limits
 from taskloom.loop.optimization import ManualOptimization, choose_optimization
-from taskloom.loop.restoring import restore_training, restore_weights
+from taskloom.loop.restoring import Restoration, restore_fit
 from taskloom.loop.run import Run
 from taskloom.loop.saving import Saver
 from taskloom.loop.schedule import Schedulers
@@ -64,7 +64,7 @@ def user_loaders(run: Run, given: Any, name: str) -> Any:
     return method() if method is not None else None
 
 
-def build_fit(trainer: Trainer, run: Run, train: Any, validate: Any, reader: CheckpointReader | None) -> FitLoop:
+def build_fit(trainer: Trainer, run: Run, train: Any, validate: Any, restoration: Restoration | None) -> FitLoop:
     """Load, wrap, configure and restore, in the order of the contract."""
     settings = trainer.settings
     if overridden(run.task, "training_step", TaskModule) is None:
@@ -107,9 +107,8 @@ def build_fit(trainer: Trainer, run: Run, train: Any, validate: Any, reader: Che
         accumulation=settings.accumulation,
     )
     trainer.parts.fit, trainer.parts.evaluation = loop, validation
-    if reader is not None:
-        restore_weights(run, reader)
-        restore_training(run, reader, optimization, saver, keepers)
+    if restoration is not None:
+        restore_fit(run, restoration, optimization, saver, keepers, loader)
     if not run.task.training:
         warn(
             explain(

@@ -20,6 +20,7 @@ from taskloom.loop.run import Run
 from taskloom.report import ProgressReporter, batch_line, closing_lines, next_commands, start_lines, summarize
 
 if TYPE_CHECKING:
+    from taskloom.loop.restoring import Restoration
     from taskloom.trainer import Trainer
 
 
@@ -49,8 +50,14 @@ class Record:
         self._started_at, self._first_step = 0.0, 0
         self._started = self._unfinished = False
 
-    def open(self, task: TaskModule, reader: CheckpointReader | None) -> None:
-        """Choose the folder of a fit, or go on in the one that a checkpoint lies in, and start the loggers."""
+    def open(self, task: TaskModule, reader: CheckpointReader | None, *, loggers: bool = True) -> None:
+        """Choose the folder of a fit, or go on in the one that a checkpoint lies in, and start the loggers.
+
+        Args:
+            task: that is trained.
+            reader: of the checkpoint that the run goes on from.
+            loggers: let them go on from their state in it.
+        """
         trainer, resumed = self._trainer, False
         self.folder, self.run_id, self._started = None, secrets.token_hex(8), False
         if trainer.settings.dry:
@@ -64,7 +71,7 @@ class Record:
             return
         if self.config_text is not None:
             _write_config(self.folder, self.config_text)
-        if reader is not None:
+        if reader is not None and loggers:
             self.loggers.load_state_dict(reader.state.get("loggers", {}))
         self._start_loggers(self.folder, resumed=resumed)
 
@@ -99,6 +106,13 @@ class Record:
         self.reporter.message(lines)
         if not any(isinstance(callback, ModelSummary) for callback in trainer.active_callbacks):
             self.reporter.message(summarize(run.task).render())
+
+    def tell(self, restoration: Restoration | None) -> None:
+        """Print what of a checkpoint was not restored as it was saved."""
+        if restoration is not None and self.shows and self._trainer.is_global_zero:
+            lines = restoration.report.lines()
+            if lines:
+                self.reporter.message("\n".join(lines))
 
     def log(self, metrics: Mapping[str, float], hooks: Sequence[Callable[..., Any]]) -> None:
         """Send flushed metrics to loggers and callbacks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from taskloom.callbacks import Callback
 from taskloom.checkpoint import CheckpointContent, CheckpointKeeper, find_aliases
@@ -14,6 +14,7 @@ from taskloom.loop.further import tensor_sets
 from taskloom.loop.optimization import Optimization
 from taskloom.loop.position import Position, generator_states
 from taskloom.loop.run import Run
+from taskloom.loop.setup import setup_of
 from taskloom.loop.trigger import Trigger
 from taskloom.metrics import metric_states
 
@@ -27,6 +28,20 @@ def keyed(callbacks: Sequence[Callback]) -> dict[str, Callback]:
             key, number = f"{callback.state_key} {number}", number + 1
         found[key] = callback
     return found
+
+
+@runtime_checkable
+class Scheduling(Protocol):
+    """A scheduler that says whose rates it changes, as those of torch do."""
+
+    optimizer: Any
+
+
+def owner_of(scheduler: Any, optimization: Optimization) -> str | None:
+    """Return the name of the optimizer that a scheduler belongs to; None where it does not say."""
+    owner = scheduler.optimizer if isinstance(scheduler, Scheduling) else None
+    owned = zip(optimization.names, optimization.optimizers, strict=True)
+    return next((name for name, optimizer in owned if optimizer is owner), None)
 
 
 class Saver:
@@ -46,7 +61,7 @@ class Saver:
     def __init__(
         self, run: Run, optimization: Optimization, loader: NamedLoader, keepers: Sequence[CheckpointKeeper]
     ) -> None:
-        self._run, self._optimization = run, optimization
+        self._run, self._optimization, self._loader = run, optimization, loader
         self._keepers = list(keepers)
         self.position = Position(run, loader)
         self.triggers: list[Trigger] = []
@@ -97,7 +112,14 @@ class Saver:
         state: dict[str, Any] = {
             "progress": progress.state_dict(),
             "optimizers": run.strategy.optimizer_state(run.module, optimizers),
-            "schedulers": [config.scheduler.state_dict() for config in optimization.schedulers.configs],
+            "schedulers": [
+                {
+                    "class": type(config.scheduler).__name__,
+                    "optimizer": owner_of(config.scheduler, optimization),
+                    "state": config.scheduler.state_dict(),
+                }
+                for config in optimization.schedulers.configs
+            ],
             "precision": run.strategy.precision.state_dict(),
             "callbacks": {key: callback.state_dict() for key, callback in keyed(trainer.active_callbacks).items()},
             "loggers": trainer.record.loggers.state_dict(),
@@ -110,6 +132,7 @@ class Saver:
             "hyper_parameters": dict(run.task.hparams),
             "data_hyper_parameters": dict(run.datamodule.hparams) if run.datamodule is not None else {},
             "task_class": f"{type(run.task).__module__}.{type(run.task).__qualname__}",
+            "setup": setup_of(run, self._loader),
         }
         custom: dict[str, Any] = {"epoch": progress.epochs, "global_step": progress.steps}
         for hook in run.hooks.of("on_save_checkpoint"):
@@ -130,7 +153,8 @@ class Saver:
             further=further,
         )
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Continue from a restored state, which is saved already."""
+    def resume(self, state: dict[str, Any], *, restart: bool = False) -> None:
+        """Continue from a restored state, which is saved already; with `restart` its epoch's data begin anew."""
         self._saved_step = self._run.trainer.progress.steps
+        self.position.restart = restart
         self.position.load_state_dict(state["position"])

@@ -50,6 +50,7 @@ class Settings:
     compile: bool | dict[str, Any]
     sanity_batches: float = 2
     dry: bool = False
+    seed: int | None = None
     evaluation_precision: Precision | None = None
 
 
