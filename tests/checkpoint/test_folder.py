@@ -55,7 +55,7 @@ def test_walking_back_says_what_was_passed_over_and_why(tmp_path, content):
 
 def test_nothing_to_resume_from(tmp_path):
     assert latest_checkpoint(tmp_path) == (None, [])
-    assert latest_checkpoint(tmp_path / "gone") == (None, [f"{tmp_path / 'gone'} does not exist"])
+    assert latest_checkpoint(tmp_path / "gone") == (None, [f"{tmp_path / 'gone'}: it does not exist"])
 
 
 def test_named_checkpoints_count_and_other_folders_do_not(tmp_path, content):

@@ -209,8 +209,8 @@ def move_into_place(staged: Path, target: Path, aside: Path, *, fsync: bool) -> 
 def move_folder(path: Place, new: Place) -> None:
     """Give a folder another name, which must be free.
 
-    In a store its files are copied and then removed, of either the manifest last and first, so that what is whole can
-    be told at any instant.
+    In a store its files are copied, manifests last, and then removed, manifests first, so that what is whole can be
+    told at any instant.
     """
     if not is_remote(path):
         os.rename(path, new)
@@ -220,8 +220,8 @@ def move_folder(path: Place, new: Place) -> None:
 
 
 def copy_folder(path: Place, new: Place) -> None:
-    """Copy the files of a checkpoint within a store, the manifest last."""
-    files = sorted(files_below(path), key=lambda file: file == path / MANIFEST)
+    """Copy files within a store, manifests last."""
+    files = sorted(files_below(path), key=lambda file: file.name == MANIFEST)
     for file in files:
         _copy_file(file, new.joinpath(str(file.relative_to(path))))
 
@@ -253,12 +253,12 @@ def remove_tree(path: Place, *, last: str = "") -> None:
     """Remove a folder with all it holds, if it is there; a link is removed, what it leads to is not.
 
     Args:
-        path: the folder. In a store its manifest goes first, so that what is half removed is no checkpoint.
+        path: the folder. In a store manifests go first, so that what is half removed is no checkpoint.
         last: name of a file in it that is removed after all others, in a store.
     """
     if is_remote(path):
         order = {MANIFEST: 0, last: 2}
-        for file in sorted(files_below(path), key=lambda file: order.get(str(file.relative_to(path)), 1)):
+        for file in sorted(files_below(path), key=lambda file: order.get(file.name, 1)):
             remove_file(file)
         if has_folders(path) and kind_of(path):
             store, name = store_of(path)

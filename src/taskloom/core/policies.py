@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from taskloom.core.errors import explain, nearest
 from taskloom.core.interval import Interval, IntervalLike
@@ -317,16 +317,21 @@ class RunFolder:
     """Where a run writes.
 
     Args:
-        root: folder of all runs.
+        root: folder of all runs, or the URL of one in a store (`s3://bucket/runs`).
         name: folder of this run below `root`; by default the task's class name and the time of the start.
         project: name that tracking services group runs by.
-        overwrite: allow a `name` that exists already.
+        overwrite: allow a `name` that exists already. The checkpoints there are set aside, not deleted.
+        storage_options: for the store of a URL, such as `{"endpoint_url": "http://localhost:9000"}`. Keys are better
+            left to the environment or to fsspec's configuration, because configurations are saved with runs.
+        log_root: where loggers write on this machine when `root` is a URL; the files are copied to the run from there.
     """
 
     root: str | Path = "runs"
     name: str | None = None
     project: str | None = None
     overwrite: bool = False
+    storage_options: dict[str, Any] | None = None
+    log_root: str | Path = "runs"
 
     @classmethod
     def of(cls, value: str | Path | RunFolder) -> RunFolder:
