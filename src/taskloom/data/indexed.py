@@ -51,6 +51,7 @@ class IndexedSource(Source):
         self._indices.part = rank
         self._view = _view(loader, self._indices)
         self._persists = bool(loader.num_workers and loader.persistent_workers)
+        self._has_started = False
         self._apart = not loader.num_workers and math.isinf(loader_length(loader))
         self._epoch_seed = 0
         self._arrivals: _Arrivals | None = None if loader.in_order or not loader.num_workers else _Arrivals()
@@ -76,6 +77,7 @@ class IndexedSource(Source):
             with self._generators.kept():
                 self._indices.take_up(missing, reached)
                 batches = iter(self._view)
+        self._has_started = True
         if self._apart:
             return Isolated(batches, self._epoch_seed, done)
         return batches if self._arrivals is None else map(self._arrivals.arrived, batches)
@@ -90,7 +92,7 @@ class IndexedSource(Source):
             "reached": reached,
             "epoch_seed": self._epoch_seed,
             "indices": self._indices.state_dict(reached),
-            "workers_started": self._persists and (self._started or self._indices.was_started),
+            "workers_started": self._persists and (self._has_started or self._indices.was_started),
             "own": {} if self._loader.num_workers else own_states(self._own()),
         }
 
@@ -113,10 +115,6 @@ class IndexedSource(Source):
     def close(self) -> None:
         """End worker processes that persist."""
         vars(self._view)["_iterator"] = None
-
-    @property
-    def _started(self) -> bool:
-        return vars(self._view)["_iterator"] is not None
 
     def _own(self) -> dict[str, Any]:
         return own_generators({"dataset": self._loader.dataset, "collate_fn": self._loader.collate_fn})

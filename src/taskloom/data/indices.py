@@ -81,6 +81,7 @@ class IndexStream:
         self._at_first: States | None = None
         self._pretended: States | None = None
         self._taken_up: Iterator[Any] | None = None
+        self._left: dict[str, Any] = {}
         self._seed = 0
         # A checksum of the indices up to each batch that was handed out last; workers are some ahead of the training.
         ahead = (loader.prefetch_factor or 0) * loader.num_workers
@@ -109,6 +110,8 @@ class IndexStream:
 
     def begin(self) -> None:
         """Forget the epoch before."""
+        self._attributes.restore(self._left)
+        self._left = {}
         self._taken_up, self._at_iter, self._at_first, self._expected = None, None, None, None
 
     def take_up(self, missing: Iterable[int], reached: int) -> None:
@@ -128,7 +131,7 @@ class IndexStream:
                     fix=f"pass the loader of the run that wrote it, or {RESTART}",
                 )
             )
-        self.was_started = False
+        self.was_started, self._left = False, {}
         self._restore(self._at_iter)
         self._attributes.restore(self._at_iter["attributes"])
         wanted, kept = set(missing), []
@@ -165,8 +168,10 @@ class IndexStream:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         restore_own_states(self._own, state["own"])
-        self._attributes.restore(state["attributes"])
-        if "at_iter" in state:
+        if "at_iter" not in state:
+            self._attributes.restore(state["attributes"])
+        else:  # the sampler is at this epoch's end only after it has been iterated over
+            self._left = state["attributes"]
             self._at_iter, self._seed, self._expected = state["at_iter"], state["seed"], state["checksum"]
             self._at_first = state["at_iter"] if state["at_first"] is None else state["at_first"]
 

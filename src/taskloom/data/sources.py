@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from taskloom.data.generators import Generators
+from taskloom.data.kept import KeptBatches, KeptSource
 from taskloom.data.source import Source
 
 
@@ -23,6 +24,8 @@ def source_of(loader: Iterable[Any], generators: Generators, *, rank: int = 0) -
     # A source is imported where it is needed: most runs need one kind. The order: a loader with state_dict and
     # load_state_dict, a CombinedLoader, a DataLoader over an IterableDataset, any other DataLoader, the rest.
     # A DataLoader with an __iter__ of its own may make of its batches what it likes, so it belongs to the rest.
+    if isinstance(loader, KeptBatches):
+        return KeptSource(loader)
     plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
     if isinstance(loader, DataLoader) and plain and not isinstance(loader.dataset, IterableDataset):
         from taskloom.data.indexed import IndexedSource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
@@ -13,12 +14,15 @@ from taskloom.core.errors import TaskloomWarning, explain
 from taskloom.core.hooks import overridden
 from taskloom.core.policies import GradientClipping
 from taskloom.core.task import TaskModule
-from taskloom.data import NamedLoader, feed, named_loaders
+from taskloom.data import NamedLoader, named_loaders
+from taskloom.data.kept import KeptBatches
+from taskloom.data.sources import source_of
 from taskloom.loop.evaluate import EvaluateLoop
 from taskloom.loop.fit import FitLoop
 from taskloom.loop.folder import CHECKPOINTS
 from taskloom.loop.limits import Limits
 from taskloom.loop.optimization import ManualOptimization, choose_optimization
+from taskloom.loop.position import generators_of
 from taskloom.loop.restoring import Restoration, restore_fit
 from taskloom.loop.run import Run
 from taskloom.loop.saving import Saver
@@ -142,12 +146,13 @@ def _training_loader(trainer: Trainer, run: Run, given: Any) -> NamedLoader:
                 fix="combine them in one loader that yields both",
             )
         )
-    return _same_batches(named[0]) if overfits else named[0]
+    return _same_batches(run, named[0]) if overfits else named[0]
 
 
-def _same_batches(loader: NamedLoader) -> NamedLoader:
+def _same_batches(run: Run, loader: NamedLoader) -> NamedLoader:
     """Read the batches to overfit on, and keep them: the same in the same order each epoch, however they are drawn."""
-    batches = list(feed(loader.loader, loader.length, None))
+    generators = generators_of(run)
+    batches = KeptBatches(loader.loader, partial(source_of, loader.loader, generators), generators, loader.length)
     return NamedLoader(loader.name, batches, len(batches), exact=True)
 
 

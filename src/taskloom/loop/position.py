@@ -61,6 +61,10 @@ class Position:
             batches = islice(batches, int(most) - done)
         return batches if transfer is None else map(transfer, batches)
 
+    def close(self) -> None:
+        """End worker processes that persist."""
+        self._source.close()
+
 
 def generators_of(run: Run) -> Generators:
     """Return the generators of this process and its device."""
