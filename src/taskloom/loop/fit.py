@@ -152,6 +152,7 @@ class FitLoop:
             run.trainer.hear_interrupt()  # a Ctrl-C in the last moments of an epoch
         finally:
             self.running = False
+            self.saver.position.close()
         self.aside.stop()
         run.call("on_train_end")
         requests = run.trainer.take_requests()
