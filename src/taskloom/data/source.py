@@ -7,12 +7,44 @@ worker or a read-ahead has fetched, so a source is always asked about the first 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
+
+from taskloom.core.errors import CheckpointError, explain
 
 READ_AHEAD: Final = 3
 """Batches that may have been taken beyond the last one trained on: the one in hand, one to learn whether that is the
 last of its epoch, and one of a loader whose partner in a `CombinedLoader` ended first."""
+
+
+Told = Callable[[int, int, float], None]
+"""Takes how many batches of how many have been read again after a resume, and about how many seconds are left."""
+
+
+def told_nobody(read: int, total: int, seconds: float) -> None:
+    """Tell nobody how far reading again has come."""
+
+
+def check_kind(state: Mapping[str, Any], kind: str) -> None:
+    """Check that a state was saved by the kind of source that is to go on from it.
+
+    Args:
+        state: what `Source.state_dict` returned, with the kind under `"kind"`.
+        kind: of the source, in words that a user understands.
+
+    Raises:
+        CheckpointError: it was another.
+    """
+    found = state.get("kind")
+    if found != kind:
+        raise CheckpointError(
+            explain(
+                f"The checkpoint has a position in {found or 'other training data'}, and the training data are {kind}",
+                why="a position in one means nothing in the other",
+                fix="pass the loader that the run was trained on, or begin the epoch's data anew with "
+                "restore.data='restart'",
+            )
+        )
 
 
 class Source(ABC):
