@@ -1,7 +1,7 @@
 """Run every benchmark and print one table.
 
-python -m benchmarks [step_overhead] [start_up] [progress] [memory] [--rounds 7]
-                         [--peers] [--write docs/benchmarks.md] [--check]
+python -m benchmarks [step_overhead] [start_up] [progress] [memory] [weight_averaging]
+                         [--rounds 7] [--peers] [--write docs/benchmarks.md] [--check]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row, machine
 
-ALL = ("step_overhead", "start_up", "progress", "memory")
+ALL = ("step_overhead", "start_up", "progress", "memory", "weight_averaging")
 _HEAD = """# Benchmarks
 
 What taskloom costs beside the bare PyTorch loop it replaces. This page is written by `make bench`; run it on your
