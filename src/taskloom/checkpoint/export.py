@@ -57,7 +57,7 @@ class NamedTensors:
 
     @classmethod
     def of_checkpoint(cls, reader: CheckpointReader, kind: str = "model") -> NamedTensors:
-        """Return a set of tensors of an open checkpoint.
+        """Return a set of tensors of an open checkpoint as weights.
 
         Averaged weights stand in for those of the model: what was not averaged, such as buffers, is the model's.
 
@@ -75,9 +75,20 @@ class NamedTensors:
                     fix=f"use one of {', '.join(reader.kinds)}.{nearest(kind, reader.kinds)}",
                 )
             )
-        model, own = dict.fromkeys(reader.names("model"), "model"), dict.fromkeys(reader.names(kind), kind)
-        homes = {**model, **own} if own.keys() <= model.keys() else own
-        layouts = {name: TensorLayout(*reader.dtype_and_shape(home, name)) for name, home in homes.items()}
+        model, own = cls.of_kind(reader, "model"), cls.of_kind(reader, kind)
+        if not own.layouts.keys() <= model.layouts.keys():
+            return own
+        homes = {name: own if name in own.layouts else model for name in model.layouts}
+        return cls(
+            {name: home.layouts[name] for name, home in homes.items()},
+            lambda name: homes[name].read(name),
+            {alias: name for alias, name in reader.aliases.items() if alias not in own.layouts},
+        )
+
+    @classmethod
+    def of_kind(cls, reader: CheckpointReader, kind: str) -> NamedTensors:
+        """Return just the tensors of one set, without tied names."""
+        layouts = {name: TensorLayout(*reader.dtype_and_shape(kind, name)) for name in reader.names(kind)}
         mapped = 0
 
         def read(name: str) -> Tensor:
@@ -86,10 +97,9 @@ class NamedTensors:
                 reader.close()  # lets go of the pages of what was read; files are opened again as needed
                 mapped = 0
             mapped += layouts[name].nbytes
-            return reader.tensor(homes[name], name)
+            return reader.tensor(kind, name)
 
-        aliases = {alias: name for alias, name in reader.aliases.items() if name in homes and alias not in homes}
-        return cls(layouts, read, aliases)
+        return cls(layouts, read, {})
 
     @classmethod
     def of_shards(cls, shards: Iterable[Shard], aliases: Mapping[str, str]) -> NamedTensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import xxhash
 
@@ -59,16 +59,21 @@ def changed(file: Place) -> str:
 def hash_of(file: Place) -> str:
     """Return the xxh3-64 hash of a file, read in blocks."""
     digest = xxhash.xxh3_64()
+    for block in blocks_of(file):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def blocks_of(file: Place) -> Iterator[bytes | memoryview]:
+    """Yield a file in blocks; each is valid until the next one."""
     if is_remote(file):
         size = size_of(file)
         starts = range(0, size, _BLOCK)
         for first in range(0, len(starts), _BLOCKS_AT_ONCE):
             ranges = [(each, min(each + _BLOCK, size)) for each in starts[first : first + _BLOCKS_AT_ONCE]]
-            for part in read_ranges(file, ranges):
-                digest.update(part)
-        return digest.hexdigest()
+            yield from read_ranges(file, ranges)
+        return
     block = memoryview(bytearray(_BLOCK))
     with file.open("rb", buffering=0) as stream:
         while count := stream.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
+            yield block[:count]

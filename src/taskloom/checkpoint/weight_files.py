@@ -84,7 +84,7 @@ def write_weight_files(
     with _disk_errors(place):
         old = _checked(place, single=single, overwrite=overwrite)
         folder = place.parent if single else place
-        groups = [list(layouts)] if single else _grouped(layouts, max_shard_size or LARGEST_FILE)
+        groups = [list(layouts)] if single else grouped(layouts, max_shard_size or LARGEST_FILE)
         names = [place.name] if single else _file_names(len(groups))
         plan = dict(zip(names, groups, strict=True))
         _require_space(folder, sum(layout.nbytes for layout in layouts.values()))
@@ -115,8 +115,8 @@ def write_weight_files(
     )
 
 
-def _grouped(layouts: Mapping[str, TensorLayout], largest: int) -> list[list[str]]:
-    """Fill one file after the other, in order."""
+def grouped(layouts: Mapping[str, TensorLayout], largest: int) -> list[list[str]]:
+    """Fill one file after the other, in order; a tensor that is larger than a file has one of its own."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, layout in layouts.items():
