@@ -36,10 +36,10 @@ from taskloom.loop.building import build_fit, limited_loaders, one_source, user_
 from taskloom.loop.control import Control, Request
 from taskloom.loop.evaluate import EvaluateLoop, results, sanity_check
 from taskloom.loop.facts import Parts, Status, TrainerState
-from taskloom.loop.folder import find_checkpoint
+from taskloom.loop.folder import Found, find_checkpoint
 from taskloom.loop.limits import no_bound
 from taskloom.loop.predict import predict
-from taskloom.loop.record import Record
+from taskloom.loop.record import Record, class_path
 from taskloom.loop.restoring import opened, restoration_of, restore_weights
 from taskloom.loop.run import Run, generators_kept
 from taskloom.loop.settings import ArgumentReader, Settings, callbacks_of, policies_of, sanity_batches_of
@@ -229,7 +229,7 @@ class Trainer(Control):
             one_source(val_dataloaders, datamodule, "val_dataloaders")
         if self.settings.epochs.max is None and self.settings.steps.max is None and math.isinf(self.settings.seconds):
             raise ValueError(no_bound())
-        with stage(self, "fit", task, datamodule) as run, opened(self._find(ckpt_path)) as reader:
+        with stage(self, "fit", task, datamodule) as run, opened(self._find(ckpt_path, task)) as reader:
             restoration = restoration_of(reader, restore)
             resumed = reader if restoration is not None and restoration.continues else None
             self.record.open(task, resumed, loggers=restoration is None or restoration.takes("loggers"))
@@ -351,7 +351,7 @@ class Trainer(Control):
 
     def _load_for_evaluation(self, run: Run, ckpt_path: str | Path | None, restore: RestorePolicy | None) -> None:
         run.module = run.strategy.setup_module(run.task)
-        with opened(self._find(ckpt_path)) as reader:
+        with opened(self._find(ckpt_path, run.task)) as reader:
             restoration = restoration_of(reader, restore and restore.for_evaluation(str(self.state.stage)))
             if reader is None or restoration is None:
                 return
@@ -361,8 +361,12 @@ class Trainer(Control):
                 # So that the values have the x of the training that the weights come from.
                 self.progress.load_state_dict(reader.state["progress"])
 
-    def _find(self, ckpt_path: str | Path | None) -> Path | None:
-        return None if ckpt_path is None else find_checkpoint(ckpt_path, self.settings.folder, self.run_folder)
+    def _find(self, ckpt_path: str | Path | None, task: TaskModule) -> Found | None:
+        if ckpt_path is None:
+            return None
+        found = find_checkpoint(ckpt_path, self.settings.folder, self.run_folder, task_class=class_path(task))
+        self.record.tell_found(found)
+        return found
 
     def _result(self) -> FitResult:
         fit = self._fit_loop("result")

@@ -239,6 +239,25 @@ def _copy_file(path: Place, new: Place) -> None:
                 shutil.copyfileobj(source, copy, _CHUNK)
 
 
+def upload_file(file: Path, path: Place) -> None:
+    """Copy a local file into a store, in parts if it is large; it appears there whole."""
+    store, name = store_of(path)
+    with store_errors(path):
+        if has_folders(path):
+            store.makedirs(name.rpartition("/")[0], exist_ok=True)
+        store.put_file(str(file), name)
+
+
+def download_file(path: Place, file: Path) -> None:
+    """Copy a file of a store to a local one, replacing that in one step."""
+    store, name = store_of(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f".{file.name}.writing")
+    with store_errors(path):
+        store.get_file(name, str(fresh))
+    os.replace(fresh, file)
+
+
 def remove_file(path: Place) -> None:
     """Remove a file, if it is there."""
     if not is_remote(path):

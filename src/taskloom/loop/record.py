@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 from taskloom.callbacks import ModelSummary
 from taskloom.checkpoint import CheckpointKeeper, CheckpointReader
+from taskloom.checkpoint.files import replace_file
+from taskloom.checkpoint.place import children, is_remote
+from taskloom.core.errors import TaskloomWarning, explain
 from taskloom.core.hooks import overridden
 from taskloom.core.task import TaskModule
 from taskloom.loggers.group import LoggerGroup
-from taskloom.loop.folder import make_run_folder, run_folder_of
+from taskloom.loggers.mirror import LogMirror
+from taskloom.loop.folder import Found, make_run_folder, require_shared, run_folder_of
 from taskloom.loop.run import Run
 from taskloom.report import ProgressReporter, batch_line, closing_lines, next_commands, start_lines, summarize
 
@@ -45,6 +49,7 @@ class Record:
     ) -> None:
         self._trainer, self.loggers, self.reporter, self.shows, self._asked = trainer, loggers, reporter, shows, asked
         self.folder: Path | None = None
+        self._mirror: LogMirror | None = None
         self.run_id = secrets.token_hex(8)
         self.config_text: str | None = None
         self._started_at, self._first_step = 0.0, 0
@@ -66,7 +71,7 @@ class Record:
         if found is not None and reader is not None:
             self.folder, self.run_id, resumed = found, reader.manifest.run_id, True
         elif self.loggers.loggers or trainer.checkpoint_policies:
-            self.folder = make_run_folder(trainer.settings.folder, type(task).__name__)
+            self._make_folder(task)
         if self.folder is None or not trainer.is_global_zero:
             return
         if self.config_text is not None:
@@ -75,10 +80,52 @@ class Record:
             self.loggers.load_state_dict(reader.state.get("loggers", {}))
         self._start_loggers(self.folder, resumed=resumed)
 
+    def _make_folder(self, task: TaskModule) -> None:
+        """Let rank 0 make the folder of a new run, which every machine must see."""
+        trainer = self._trainer
+        folder = self._new_folder(task) if trainer.is_global_zero else None
+        self.folder, self.run_id = trainer.strategy.broadcast((folder, self.run_id))
+        if self.folder is not None and not trainer.is_global_zero:
+            require_shared(self.folder, self.run_id, trainer.strategy.node_rank)
+
+    def _new_folder(self, task: TaskModule) -> Path:
+        choice = self._trainer.settings.folder
+        return make_run_folder(choice, type(task).__name__, task_class=class_path(task), run_id=self.run_id)
+
     def _start_loggers(self, folder: Path, *, resumed: bool) -> None:
         self._started = self._unfinished = True
-        project = self._trainer.settings.folder.project
-        self.loggers.start(folder, run_name=folder.name, project=project, resumed=resumed)
+        choice, self._mirror = self._trainer.settings.folder, None
+        logs = folder
+        if is_remote(folder) and self.loggers.loggers:
+            self._mirror = LogMirror(folder, Path(choice.log_root))
+            logs = self._mirror.local
+            if resumed:
+                self._mirror.fetch()
+        self.loggers.start(logs, run_name=folder.name, project=choice.project, resumed=resumed)
+
+    def copy_logs(self) -> None:
+        """Copy what loggers wrote to a run folder that lies in a store; nothing for one that does not."""
+        if self._mirror is not None:
+            self.loggers.flush()
+            self._mirror.copy()
+
+    def tell_found(self, found: Found) -> None:
+        """Say which run and checkpoint were chosen where there was a choice, and warn of damage."""
+        if not self._trainer.is_global_zero:
+            return
+        damaged = [each for each in found.passed_over if each.damaged]
+        if damaged:
+            warn(
+                explain(
+                    f"{found.path} is continued from, because newer checkpoints are damaged",
+                    got="; ".join(map(str, damaged)),
+                    fix="check the disk; what was passed over is not deleted",
+                ),
+                TaskloomWarning,
+                stacklevel=4,
+            )
+        if self.shows and found.lines():
+            self.reporter.message("\n".join(found.lines()))
 
     def begin(self, run: Run, reader: CheckpointReader | None) -> None:
         """Log the hyper-parameters and print what was chosen."""
@@ -130,9 +177,15 @@ class Record:
         """Return whether there are started loggers; an evaluation without a fit before it starts those asked for."""
         trainer = self._trainer
         if not self._started and self._asked and self.loggers.loggers and not trainer.settings.dry:
-            self.folder = make_run_folder(trainer.settings.folder, type(trainer.task_module).__name__)
+            self.folder = self._new_folder(trainer.task_module)
             self._start_loggers(self.folder, resumed=False)
         return self._started
+
+    def _log_places(self) -> list[str]:
+        places = self.loggers.locations()
+        if self._mirror is not None and places:
+            places.append(f"{self.folder} (copies of the files above)")
+        return places
 
     def end(self) -> None:
         """Close the loggers and print where everything is and what to type next."""
@@ -142,10 +195,17 @@ class Record:
         if self._unfinished:
             self._unfinished = False
             self.loggers.finish(trainer.state.status)
+            self.copy_logs()
         self.reporter.close()
-        if not self.shows or trainer.parts.fit is None:
+        if not self.shows:
+            return
+        if trainer.parts.fit is None:
+            if trainer.state.status == "preempted":
+                self.reporter.message(f"Preempted   {trainer.stop_reason}")
             return
         configured = self.config_text is not None and self.folder is not None
+        resume = trainer.state.status in ("interrupted", "preempted", "failed")
+        newest, best = trainer.last_checkpoint, trainer.best_checkpoint
         lines = closing_lines(
             status=trainer.state.status,
             steps=trainer.progress.steps,
@@ -159,16 +219,21 @@ class Record:
             best=_near(trainer.best_checkpoint),
             best_score=_score(trainer.checkpoints),
             last=_near(trainer.last_checkpoint),
-            logs=self.loggers.locations(),
+            logs=self._log_places(),
             next_commands=next_commands(
                 config=self.folder / "config.yaml" if configured and self.folder is not None else None,
-                checkpoint=_near(trainer.best_checkpoint or trainer.last_checkpoint),
-                resume=trainer.state.status in ("interrupted", "failed"),
+                checkpoint=_near(newest if resume else best or newest),
+                resume=resume,
                 viewers=[logger.viewer for logger in self.loggers],
                 tests=overridden(trainer.task_module, "test_step", TaskModule) is not None,
             ),
         )
         self.reporter.message(lines)
+
+
+def class_path(task: TaskModule) -> str:
+    """Return the import path of a task's class."""
+    return f"{type(task).__module__}.{type(task).__qualname__}"
 
 
 def _score(keepers: Sequence[CheckpointKeeper]) -> str:
@@ -179,14 +244,15 @@ def _score(keepers: Sequence[CheckpointKeeper]) -> str:
 
 def _near(path: Path | None) -> Path | None:
     """Return a path as a person here would type it."""
+    if path is None or is_remote(path):
+        return path
     here = Path.cwd()
-    return path.relative_to(here) if path is not None and path.is_relative_to(here) else path
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _write_config(folder: Path, text: str) -> None:
     """Keep the configuration of every start: a resumed run adds `config.1.yaml` and leaves the first as it is."""
-    number = len(list(folder.glob("config*.yaml")))
-    path = folder / (f"config.{number}.yaml" if number else "config.yaml")
-    partial = path.with_suffix(".writing")
-    partial.write_text(text)
-    os.replace(partial, path)
+    taken = {path.name for path, _ in children(folder)}
+    names = ("config.yaml", *(f"config.{number}.yaml" for number in range(1, len(taken) + 2)))
+    free = next(name for name in names if name not in taken)
+    replace_file(folder / free, text.encode(), fsync=False)

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from warnings import warn
 
@@ -23,6 +22,7 @@ from taskloom.checkpoint.setup import compare_setups
 from taskloom.checkpoint.weights import Weights, overlapping, raise_all
 from taskloom.core.errors import ABSENT, CheckpointError, TaskloomWarning, explain
 from taskloom.data import NamedLoader
+from taskloom.loop.folder import Found
 from taskloom.loop.further import load_further
 from taskloom.loop.optimization import Optimization
 from taskloom.loop.position import restore_generators
@@ -35,12 +35,12 @@ from taskloom.optim.groups import parameter_names
 
 
 @contextmanager
-def opened(path: Path | None) -> Generator[CheckpointReader | None, None, None]:
-    """Open a checkpoint, verified, for the length of a `with` block; None for None."""
-    if path is None:
+def opened(found: Found | None) -> Generator[CheckpointReader | None, None, None]:
+    """Open a checkpoint, verified once, for the length of a `with` block; None for None."""
+    if found is None:
         yield None
         return
-    reader = open_checkpoint(path, verify=True)
+    reader = open_checkpoint(found.path, verify=not found.verified)
     try:
         yield reader
     finally:
