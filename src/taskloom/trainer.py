@@ -350,9 +350,10 @@ class Trainer(Control):
         return limited_loaders(loaders, vars(self.settings.limits)[name], name)
 
     def _load_for_evaluation(self, run: Run, ckpt_path: str | Path | None, restore: RestorePolicy | None) -> None:
+        policy = restore and restore.for_evaluation(str(self.state.stage))
         run.module = run.strategy.setup_module(run.task)
         with opened(self._find(ckpt_path, run.task)) as reader:
-            restoration = restoration_of(reader, restore and restore.for_evaluation(str(self.state.stage)))
+            restoration = restoration_of(reader, policy)
             if reader is None or restoration is None:
                 return
             restore_weights(run, restoration)

@@ -346,5 +346,6 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
 
 def _nearest_name(pattern: str, known: Sequence[str]) -> str:
     """Return a hint: the name, or the module with a star behind it, that comes closest."""
-    modules = {name.rpartition(".")[0] + ".*" for name in known if "." in name}
+    parts = (name.split(".") for name in known)
+    modules = {".".join([*path[:depth], "*"]) for path in parts for depth in range(1, len(path))}
     return nearest(pattern, {*known, *modules})

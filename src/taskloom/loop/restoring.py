@@ -64,6 +64,7 @@ class Restoration:
     report: RestoreReport = field(default_factory=RestoreReport)
     _problems: list[str] = field(default_factory=list)
     _mismatches: list[str] = field(default_factory=list)
+    _warnings: list[str] = field(default_factory=list)
 
     @property
     def continues(self) -> bool:
@@ -87,6 +88,10 @@ class Restoration:
         """Note what makes it impossible to restore."""
         self._problems.extend(texts)
 
+    def warning(self, text: str) -> None:
+        """Note what the user should know of, if nothing makes it impossible to restore."""
+        self._warnings.append(text)
+
     def settle(self) -> None:
         """Raise the problems there are, and warn of mismatches.
 
@@ -99,6 +104,8 @@ class Restoration:
                 f"{self.reader.path} and this run differ: {'; '.join(self._mismatches)}",
                 why="restore.missing is 'warn'",
             )
+            self._warnings.append(text)
+        for text in self._warnings:
             warn(text, TaskloomWarning, stacklevel=2)
 
 
@@ -364,7 +371,7 @@ class _FitRestore:
                 "such as the optimizer's learning rate, are those of the checkpoint",
                 fix="restore.set='optimizer.lr=...' changes those; restore.check='off' is silent, 'error' refuses",
             )
-            warn(text, TaskloomWarning, stacklevel=2)
+            restoration.warning(text)
             restoration.report.note("Other settings", changes.matter)
 
     # Changing ---------------------------------------------------------------------------------------------------------
