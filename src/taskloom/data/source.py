@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 from taskloom.core.errors import CheckpointError, explain
 
@@ -45,6 +45,19 @@ def check_kind(state: Mapping[str, Any], kind: str) -> None:
                 "restore.data='restart'",
             )
         )
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A loader or a data set that can say where it is, and go back there."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return, as data, what it needs to go on after what was read so far."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was called: iterating over it next goes on from there."""
+        ...
 
 
 class Source(ABC):

@@ -2,54 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from taskloom.data.generators import Generators
 from taskloom.data.kept import KeptBatches, KeptSource
-from taskloom.data.source import Source
+from taskloom.data.source import Source, Stateful, Told, told_nobody
 
 
-def source_of(loader: Iterable[Any], generators: Generators, *, rank: int = 0) -> Source:
+def source_of(loader: Iterable[Any], generators: Generators, *, rank: int = 0, told: Told = told_nobody) -> Source:
     """Return what makes a loader one that can be left and taken up at any batch.
 
     Args:
         loader: the user's object; it is not changed.
         generators: of this process. A source leaves them as if it had not drawn for its own ends.
         rank: of this process among those that train on the same data; parts the random streams of their workers.
+        told: how far reading again has come, for what cannot be taken up without.
     """
     # A source is imported where it is needed: most runs need one kind. The order: a loader with state_dict and
     # load_state_dict, a CombinedLoader, a DataLoader over an IterableDataset, any other DataLoader, the rest.
     # A DataLoader with an __iter__ of its own may make of its batches what it likes, so it belongs to the rest.
     if isinstance(loader, KeptBatches):
         return KeptSource(loader)
-    plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
-    if isinstance(loader, DataLoader) and plain and not isinstance(loader.dataset, IterableDataset):
-        from taskloom.data.indexed import IndexedSource
+    if isinstance(loader, Stateful):
+        from taskloom.data.stateful import StatefulSource
 
-        return IndexedSource(loader, generators, rank=rank)
-    return _ReadAgain(loader)
+        return StatefulSource(loader, loader, generators, rank=rank)
+    if isinstance(loader, DataLoader):
+        plain = type(loader).__iter__ is DataLoader.__iter__
+        if isinstance(loader.dataset, IterableDataset):
+            return _stream(loader, plain, generators, rank, told)
+        if plain:
+            from taskloom.data.indexed import IndexedSource
+
+            return IndexedSource(loader, generators, rank=rank)
+    from taskloom.data.rereading import ListSource, RereadSource
+
+    if type(loader) in (list, tuple):
+        return ListSource(cast(Sequence[Any], loader))
+    return RereadSource(loader, generators, rank=rank, told=told)
 
 
-class _ReadAgain(Source):
-    """Batches that are found by reading those before them."""
+def _stream(loader: DataLoader[Any], plain: bool, generators: Generators, rank: int, told: Told) -> Source:
+    from taskloom.data.rereading import RereadSource
+    from taskloom.data.stateful import StatefulSource
+    from taskloom.data.streaming import StatefulStreamSource, StreamSource
 
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self._loader = loader
-
-    def begin_epoch(self, epoch: int, *, resumed: bool) -> None:
-        """Nothing follows from the number of the epoch."""
-
-    def batches(self, done: int) -> Iterator[Any]:
-        """Read the batches that are done, and go on from there."""
-        return islice(iter(self._loader), done, None) if done else iter(self._loader)
-
-    def state_dict(self, epoch: int, done: int) -> dict[str, Any]:
-        """Return nothing: the number of batches is all that is known."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to restore."""
+    dataset = loader.dataset
+    if not loader.num_workers and isinstance(dataset, Stateful):
+        return StatefulSource(loader, dataset, generators, rank=rank)
+    if not loader.num_workers or not plain:
+        return RereadSource(loader, generators, rank=rank, told=told)
+    if isinstance(dataset, Stateful):
+        return StatefulStreamSource(loader, generators, rank=rank)
+    return StreamSource(loader, generators, rank=rank, told=told)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -19,20 +19,7 @@ from taskloom.data.indexed import OrderedByEpoch
 from taskloom.data.isolation import Isolated
 from taskloom.data.rereading import announced
 from taskloom.data.seeding import stream_seed
-from taskloom.data.source import READ_AHEAD, Source, check_kind
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A loader or a data set that can say where it is, and go back there."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return, as data, what it needs to go on after what was read so far."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to where `state_dict` was called: iterating over it next goes on from there."""
-        ...
+from taskloom.data.source import READ_AHEAD, Source, Stateful, check_kind
 
 
 class StatefulSource(Source):

@@ -22,7 +22,7 @@ from torch.utils.data._utils.worker import WorkerInfo
 from taskloom.data.generators import OwnGenerator, own_generators
 from taskloom.data.indexed import OrderedByEpoch
 from taskloom.data.seeding import batch_seed, seed_own, seed_process, stream_seed
-from taskloom.data.stateful import Stateful
+from taskloom.data.source import Stateful
 
 _PROTOCOL: Final = pickle.HIGHEST_PROTOCOL
 
@@ -35,13 +35,15 @@ class Place:
         number: of the first batch it makes, counted by this worker in this epoch.
         trained: how many of its batches have been trained on; those before are not collated.
         state: of the data set there, pickled; None for as it is.
-        drained: that state is from the end of an epoch which the data set is to be read to the end of.
+        drained: the state is from an epoch whose end the data set has still to be read to.
+        over: the state is from after the end of the epoch, so this worker cannot go on from it in the same one.
     """
 
     number: int = 0
     trained: int = 0
     state: bytes | None = None
     drained: bool = False
+    over: bool = False
 
 
 class Carried(NamedTuple):
@@ -52,12 +54,14 @@ class Carried(NamedTuple):
         worker: number of the worker.
         number: of the batch, counted by this worker in this epoch.
         state: of the data set, pickled.
+        over: the data set has come to its end with this batch, which is short, and may have begun anew.
     """
 
     batch: Any
     worker: int
     number: int
     state: bytes
+    over: bool
 
 
 class StreamWorkers:
@@ -125,7 +129,7 @@ class _Here:
     """What a worker process knows: where it stands in which epoch."""
 
     def __init__(self) -> None:
-        self.epoch_seed = self.number = self.trained = 0
+        self.epoch_seed = self.number = self.trained = self.wanted = 0
         self.origin: bytes | None = None
         self.collating: dict[str, OwnGenerator] = {}
 
@@ -143,14 +147,14 @@ class _Here:
         self.epoch_seed, self.number, self.trained = epoch_seed, place.number, place.trained
         seed_process(batch_seed(epoch_seed, -1 - worker.id))
 
-    def next_batch(self) -> None:
-        """Seed this process for the next batch that this worker makes."""
+    def next_batch(self, wanted: int) -> None:
+        """Seed this process for the next batch that this worker makes, of so many samples."""
         worker = _this_worker()
         seed = batch_seed(self.epoch_seed, self.number * worker.num_workers + worker.id)
         seed_process(seed)
         for name, generator in self.collating.items():
             seed_own(generator, stream_seed(seed, name))
-        self.number += 1
+        self.number, self.wanted = self.number + 1, wanted
 
 
 _here = _Here()
@@ -225,7 +229,7 @@ class _Task:
 
 
 def _begin_batch(indices: Any) -> Any:
-    _here.next_batch()
+    _here.next_batch(0 if indices is None else len(indices))
     return indices
 
 
@@ -246,4 +250,5 @@ class _StreamCollate:
         if not self._carried:
             return batch
         worker = _this_worker()
-        return Carried(batch, worker.id, number, pickled(cast(Stateful, worker.dataset).state_dict()))
+        state = pickled(cast(Stateful, worker.dataset).state_dict())
+        return Carried(batch, worker.id, number, state, bool(_here.wanted) and len(samples) < _here.wanted)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, final
 
 from torch.utils.data import DataLoader
@@ -262,7 +262,7 @@ class StatefulStreamSource(_WorkerStream):
 
     def _next_places(self) -> list[Place]:
         return [
-            Place(state=known[-1].state, drained=self._ended) if known[-1].number else first
+            Place(state=known[-1].state, drained=self._ended and not known[-1].over) if known[-1].number else first
             for known, first in zip(self._known, self._at, strict=True)
         ]
 
@@ -273,8 +273,8 @@ class StatefulStreamSource(_WorkerStream):
         return self._ended
 
     def _delivered(self, batches: Iterator[Carried], done: int) -> Iterator[Any]:
-        for batch, worker, number, state in batches:
-            self._known[worker].append(Place(number + 1, state=state))
+        for batch, worker, number, state, over in batches:
+            self._known[worker].append(Place(number + 1, state=state, over=over))
             if number < self._counts[worker]:
                 continue
             self._counts[worker] = number + 1
@@ -286,7 +286,7 @@ class StatefulStreamSource(_WorkerStream):
     def _position(self, done: int, *, within: bool) -> dict[str, Any]:
         if not within:
             places = self._at if self._taken_up else self._next_places()
-            return {"last": -1, "ended": False, "workers": [_as_data(place) for place in places]}
+            return {"last": -1, "ended": False, "workers": [{"at": _as_data(place)} for place in places]}
         since = [self._turns[-1 - back] for back in range(self._read - done)]
         last = self._turns[-1 - len(since)] if self._in_turns else -1
         counts = [count - since.count(worker) for worker, count in enumerate(self._counts)]
@@ -306,14 +306,16 @@ class StatefulStreamSource(_WorkerStream):
         """
         trained, known = counts[worker], {place.number: place for place in self._known[worker]}
         had_its_turn = worker <= last and trained == counts[last]  # one that had none has come to its end
-        place = known[trained - 1 if had_its_turn and trained - 1 in known else trained]
-        data = _as_data(replace(place, trained=trained))
+        after = known.get(trained)  # none while a worker that was taken up has yet to make its last batch again
+        again = after is None or after.over or had_its_turn
+        place = known[trained - 1 if again and trained - 1 in known else trained]
+        data = {"at": _as_data(replace(place, trained=trained))}
         if place.number < trained and self._loader.persistent_workers:
             data["after"] = _as_data(known[trained])
         return data
 
     def _restore_position(self, state: Mapping[str, Any]) -> None:
-        self._begin([_as_place(each) for each in state["workers"]], state["last"], state["done"])
+        self._begin([_as_place(each["at"]) for each in state["workers"]], state["last"], state["done"])
         self._ended = state["ended"]
         for known, each in zip(self._known, state["workers"], strict=True):
             if "after" in each:
@@ -322,9 +324,9 @@ class StatefulStreamSource(_WorkerStream):
 
 def _as_data(place: Place) -> dict[str, Any]:
     state = None if place.state is None else unpickled(place.state)
-    return {"number": place.number, "trained": place.trained, "state": state, "drained": place.drained}
+    return {**asdict(place), "state": state}
 
 
 def _as_place(data: Mapping[str, Any]) -> Place:
     state = None if data["state"] is None else pickled(data["state"])
-    return Place(data["number"], data["trained"], state, data["drained"])
+    return Place(**{**data, "state": state})
