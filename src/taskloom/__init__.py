@@ -44,6 +44,7 @@ _HOME = {
     "TaskloomWarning": "taskloom.core.errors",
     "Trainer": "taskloom.trainer",
     "ValidationPolicy": "taskloom.core.policies",
+    "load_task": "taskloom.checkpoint",
     "seed_everything": "taskloom.core.seed",
 }
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from taskloom.callbacks import Callback as Callback
     from taskloom.checkpoint import CheckpointPolicy as CheckpointPolicy
     from taskloom.checkpoint import RestorePolicy as RestorePolicy
+    from taskloom.checkpoint import load_task as load_task
     from taskloom.cli import TaskCLI as TaskCLI
     from taskloom.core.data import DataModule as DataModule
     from taskloom.core.errors import CheckpointError as CheckpointError

@@ -52,7 +52,7 @@ def test_arguments_beat_the_file_and_the_file_beats_the_checkpoint(saved, tmp_pa
 
 def test_weights_that_do_not_fit_say_so(saved):
     with pytest.raises(
-        CheckpointError, match=r"(?s)weights in .* do not fit Regression.*size mismatch.*Fix: pass the arguments"
+        CheckpointError, match=r"(?s)weights in .* do not fit Regression.*another shape.*Or pass the arguments"
     ):
         Regression.load_from_checkpoint(saved[1], width=4)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from taskloom.checkpoint.restore import RestorePolicy
     from taskloom.checkpoint.shard import Region, Shard, find_aliases
     from taskloom.checkpoint.state import EncodedState, decode_state, encode_state
+    from taskloom.checkpoint.task import load_task
     from taskloom.checkpoint.writer import CheckpointContent, write_checkpoint
     from taskloom.core.errors import CheckpointError
 
@@ -48,6 +49,7 @@ _HOME = {
     "encode_state": "taskloom.checkpoint.state",
     "find_aliases": "taskloom.checkpoint.shard",
     "latest_checkpoint": "taskloom.checkpoint.folder",
+    "load_task": "taskloom.checkpoint.task",
     "open_checkpoint": "taskloom.checkpoint.reader",
     "verify_checkpoint": "taskloom.checkpoint.reader",
     "write_checkpoint": "taskloom.checkpoint.writer",
@@ -70,6 +72,7 @@ __all__ = [
     "encode_state",
     "find_aliases",
     "latest_checkpoint",
+    "load_task",
     "open_checkpoint",
     "verify_checkpoint",
     "write_checkpoint",

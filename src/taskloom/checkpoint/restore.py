@@ -327,7 +327,8 @@ def _words(value: str | Iterable[str]) -> list[str]:
 
 
 def _pairs(value: str | Iterable[str], signs: str) -> Iterator[tuple[str, str]]:
-    for text in [value] if isinstance(value, str) else value:
+    one = re.split(rf",\s*(?=[^,\[\]{signs}]+[{signs}])", value) if isinstance(value, str) else value
+    for text in one:
         name, sign, given = re.match(f"([^{signs}]*)([{signs}]?)(.*)", str(text), re.DOTALL).groups()  # type: ignore[union-attr]  # matches anything
         if not sign or not name.strip() or not given.strip():
             example = "optimizer.lr=1e-5" if signs == "=" else "'encoder.*: backbone.*'"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -160,6 +160,44 @@ class Weights:
             if another
             else "build the model as it was saved, or pass strict=False (restore.missing='warn') to load what fits",
         )
+
+
+@torch.no_grad()
+def copy_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[str]]:
+    """Copy named tensors into a module as they come, wherever and in whatever dtype its own are.
+
+    Returns:
+        Names of the module that were not among them, and names that the module does not have.
+
+    Raises:
+        CheckpointError: a tensor has another shape.
+    """
+    targets = module.state_dict(keep_vars=True)
+    members = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    made_on_demand: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    loaded: set[int] = set()
+    for name, tensor in tensors:
+        if name not in targets:
+            unexpected.append(name)
+            continue
+        target = targets[name]
+        loaded.add(id(target))
+        if id(target) not in members:  # extra state, or the work of a hook: only the module itself can take it back
+            made_on_demand[name] = tensor
+        elif target.shape != tensor.shape:
+            raise CheckpointError(
+                explain(
+                    f"{name!r} has another shape in the checkpoint",
+                    got=f"{tuple(tensor.shape)} for {tuple(target.shape)}",
+                    fix="build the model as it was saved, or load only the tensors that fit",
+                )
+            )
+        else:
+            target.copy_(tensor)
+    if made_on_demand:
+        module.load_state_dict(made_on_demand, strict=False)
+    return [name for name, target in targets.items() if id(target) not in loaded], unexpected
 
 
 def overlapping(stored: Tensor, target: Tensor, *, fill: float | None = None) -> Tensor:

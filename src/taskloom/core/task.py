@@ -19,6 +19,7 @@ from taskloom.core.hparams import HyperparametersMixin
 from taskloom.core.loss import StepOutput
 
 if TYPE_CHECKING:
+    from taskloom.checkpoint import RestorePolicy
     from taskloom.core.policies import GradientClipping
 
 Task = TypeVar("Task", bound="TaskModule")
@@ -361,6 +362,7 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
         map_location: Any = "cpu",
         hparams_file: str | Path | None = None,
         strict: bool | None = None,
+        restore: RestorePolicy | None = None,
         **kwargs: Any,
     ) -> Task:
         """Rebuild a task from a checkpoint: call its class with the saved hyper-parameters and load the weights.
@@ -370,9 +372,11 @@ class TaskModule(Attachment, TaskHooks, HyperparametersMixin, nn.Module):
             map_location: device the task is moved to.
             hparams_file: YAML or JSON file whose values replace the saved ones.
             strict: whether the tensors must match exactly; by default the task's `strict_loading`.
+            restore: how names and shapes are matched, and which set of weights is loaded.
             **kwargs: arguments that replace or complete the saved ones.
         """
         # The only upward call of this floor: the classmethod is where users of Lightning look for it.
-        load = import_module("taskloom.checkpoint.task").load_task
-        task: Task = load(cls, Path(checkpoint_path), hparams_file=hparams_file, strict=strict, arguments=kwargs)
+        rebuild = import_module("taskloom.checkpoint.task").rebuild_task
+        chosen = {"hparams_file": hparams_file, "strict": strict, "restore": restore}
+        task: Task = rebuild(cls, checkpoint_path, **chosen, arguments=kwargs)
         return task.to(map_location)

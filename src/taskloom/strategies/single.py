@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from taskloom.accelerators import Accelerator
 from taskloom.checkpoint import Shard, find_aliases
+from taskloom.checkpoint.weights import copy_into
 from taskloom.core.errors import CheckpointError, NonFiniteError, TaskloomWarning, explain
 from taskloom.core.policies import GradientClipping
 from taskloom.launch import InProcess, Launcher
@@ -235,35 +236,9 @@ class SingleStrategy(Strategy):
         state = module.state_dict()
         return find_aliases((name, tensor) for name, tensor in state.items() if isinstance(tensor, Tensor))
 
-    @torch.no_grad()
     def load_model(self, module: nn.Module, tensors: Iterable[tuple[str, Tensor]], *, strict: bool = True) -> None:
         """Copy tensors into the module as they come."""
-        targets = module.state_dict(keep_vars=True)
-        members = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-        made_on_demand: dict[str, Tensor] = {}
-        unexpected: list[str] = []
-        loaded: set[int] = set()
-        for name, tensor in tensors:
-            if name not in targets:
-                unexpected.append(name)
-                continue
-            target = targets[name]
-            loaded.add(id(target))
-            if id(target) not in members:  # extra state, or the work of a hook: only the module itself can take it back
-                made_on_demand[name] = tensor
-            elif target.shape != tensor.shape:
-                raise CheckpointError(
-                    explain(
-                        f"{name!r} has another shape in the checkpoint",
-                        got=f"{tuple(tensor.shape)} for {tuple(target.shape)}",
-                        fix="build the model as it was saved, or load only the tensors that fit",
-                    )
-                )
-            else:
-                target.copy_(tensor)
-        if made_on_demand:
-            module.load_state_dict(made_on_demand, strict=False)
-        missing = [name for name, target in targets.items() if id(target) not in loaded]
+        missing, unexpected = copy_into(module, tensors)
         if strict and (missing or unexpected):
             raise CheckpointError(_mismatch(module, missing, unexpected))
 
