@@ -9,8 +9,8 @@ A folder per checkpoint, in the order its files are written:
     config.yaml                                      the resolved configuration
     manifest.json                                    written last: version, run, files with sizes and hashes, metrics
 
-Beside the checkpoints lie `last.json` and `best.json`, which move only to one that has verified, and `kept.json`, by
-which policies know of what others keep and of what is pinned.
+Beside the checkpoints lie `last.json` and `best.json`, which move only to one that has verified, `kept.json`, by which
+policies know of what others keep, and `pinned.json`, by which people say what is to stay.
 """
 
 from __future__ import annotations

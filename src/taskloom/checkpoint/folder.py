@@ -17,11 +17,10 @@ from typing import Any
 from taskloom.checkpoint.files import replace_json
 from taskloom.checkpoint.manifest import MANIFEST, Manifest
 from taskloom.checkpoint.place import Place, StoreError, as_path, children, is_file, is_folder, kind_of, read_bytes
-from taskloom.checkpoint.reader import problems_of
 from taskloom.checkpoint.staging import HIDDEN, is_unfinished, stands_for_its_target
 from taskloom.core.errors import CheckpointError, TaskloomWarning, explain
 
-LAST, BEST, KEPT = "last.json", "best.json", "kept.json"
+LAST, BEST, KEPT, PINNED = "last.json", "best.json", "kept.json", "pinned.json"
 
 
 def checkpoint_name(step: int) -> str:
@@ -83,7 +82,7 @@ def search(folder: Place, *, for_resume: bool = True, hashes: bool = True) -> tu
         if manifest.weights_only and for_resume:
             passed_over.append(PassedOver(path, "it holds only weights, training cannot continue from it"))
             continue
-        problems = problems_of(path, hashes=hashes)
+        problems = _problems(path, hashes=hashes)
         if not problems:
             return path, passed_over
         passed_over.append(PassedOver(path, problems[0], damaged=True))
@@ -136,7 +135,7 @@ def best_checkpoint(folder: str | PurePath, monitor: str | None = None) -> Place
         raise CheckpointError(
             explain(f"{folder / BEST} names {path.name}, which is gone", fix=_next_best(folder, entry, path.name))
         )
-    problems = problems_of(path, hashes=True)
+    problems = _problems(path, hashes=True)
     if problems:
         raise CheckpointError(
             explain(f"The best checkpoint {path} is damaged", got=problems[0], fix=_next_best(folder, entry, path.name))
@@ -175,7 +174,7 @@ def _next_best(folder: Place, entry: Mapping[str, Any], lost: str) -> str:
         if path.name != lost and step == manifest.step and math.isfinite(value)
     ]
     for _, path, value in sorted(measured, key=lambda each: each[0]):
-        if not problems_of(path, hashes=False):
+        if not _problems(path, hashes=False):
             return f"pass the next best by {monitor}, {path} ({value:.6g}), or ckpt_path='last'"
     return "use ckpt_path='last', or pass a path"
 
@@ -220,35 +219,56 @@ def named_by_pointers(folder: Place) -> set[str]:
     return {name for name in named if isinstance(name, str)}
 
 
-class KeptRecord:
-    """`kept.json`: which checkpoints each policy keeps, and which are pinned.
+def _problems(path: Place, *, hashes: bool) -> list[str]:
+    from taskloom.checkpoint.reader import problems_of  # imported here, because a list of checkpoints needs no torch
 
-    It is how policies that share a folder know of each other, also over a restart.
+    return problems_of(path, hashes=hashes)
+
+
+class KeptRecord:
+    """What is kept and why: by the policies and the run in `kept.json`, by people in `pinned.json`.
+
+    The first is how policies that share a folder know of each other, also over a restart. The second is a file of its
+    own, which a training only reads, so that one can pin a checkpoint of a run that goes on.
 
     Args:
         folder: holds the checkpoints.
     """
 
     def __init__(self, folder: Place) -> None:
-        self._path = folder / KEPT
+        self._path, self._pins = folder / KEPT, folder / PINNED
 
     def claims(self) -> dict[str, list[str]]:
         """Return the names that each policy keeps, by the policy's key."""
-        claims = read_json(self._path).get("claims", {})
-        return claims if isinstance(claims, dict) else {}
+        return self._mapping("claims")
+
+    def resumed_from(self) -> set[str]:
+        """Return the names of the checkpoints that runs were last resumed from."""
+        return {name for name in self._mapping("resumed_from").values() if isinstance(name, str)}
 
     def pinned(self) -> set[str]:
         """Return the names that are kept whatever the policies say."""
-        return set(read_json(self._path).get("pinned", []))
+        names = read_json(self._pins).get("pinned", [])
+        return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
     def claim(self, key: str, names: list[str], *, fsync: bool) -> None:
         """Record what one policy keeps, in place of what it kept before."""
-        self._write({**self.claims(), key: names}, self.pinned(), fsync=fsync)
+        self._write({**self.claims(), key: names}, self._mapping("resumed_from"), fsync=fsync)
+
+    def resume(self, run_id: str, name: str, *, fsync: bool) -> None:
+        """Record which checkpoint a run was resumed from, in place of an earlier one."""
+        resumed_from = self._mapping("resumed_from")
+        if resumed_from.get(run_id) != name:
+            self._write(self.claims(), {**resumed_from, run_id: name}, fsync=fsync)
 
     def set_pinned(self, name: str, *, pinned: bool) -> None:
         """Pin or unpin a checkpoint."""
         names = self.pinned() | {name} if pinned else self.pinned() - {name}
-        self._write(self.claims(), names, fsync=True)
+        replace_json(self._pins, {"pinned": sorted(names)}, fsync=True)
 
-    def _write(self, claims: dict[str, list[str]], pinned: set[str], *, fsync: bool) -> None:
-        replace_json(self._path, {"claims": claims, "pinned": sorted(pinned)}, fsync=fsync)
+    def _mapping(self, entry: str) -> dict[str, Any]:
+        found = read_json(self._path).get(entry, {})
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, claims: dict[str, list[str]], resumed_from: dict[str, str], *, fsync: bool) -> None:
+        replace_json(self._path, {"claims": claims, "resumed_from": resumed_from}, fsync=fsync)

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from taskloom.checkpoint.files import disk_errors, move_folder
-from taskloom.checkpoint.folder import KeptRecord, checkpoint_name, named_by_pointers, write_best, write_last
+from taskloom.checkpoint.folder import KEPT, KeptRecord, checkpoint_name, named_by_pointers, write_best, write_last
 from taskloom.checkpoint.manifest import Manifest
 from taskloom.checkpoint.place import Place, as_path, kind_of
 from taskloom.checkpoint.policy import CheckpointPolicy
@@ -143,6 +143,8 @@ class CheckpointKeeper:
         self._entries = [_Entry(name, step, value if same_metric else None) for name, step, value in state["entries"]]
         if resumed_from is not None and resumed_from.resolve().parent == self.folder.resolve():
             self._resumed_from = final_name(resumed_from.name)
+            with disk_errors(self.folder / KEPT):
+                KeptRecord(self.folder).resume(self.run_id, self._resumed_from, fsync=self.policy.fsync)
             manifest = Manifest.read(resumed_from)
             if manifest.run_id == self.run_id:
                 value, step = manifest.metrics.get(self.policy.monitor or "", (math.nan, -1))
