@@ -59,6 +59,8 @@ class IndexedSource(Source):
     def begin_epoch(self, epoch: int, *, resumed: bool) -> None:
         """Tell samplers and the data set the number of the epoch."""
         self._epoch = self._indices.epoch = epoch
+        if not resumed:
+            self._indices.begin()
         for told in (*samplers_of(self._loader).values(), self._loader.dataset):
             if isinstance(told, OrderedByEpoch):
                 told.set_epoch(epoch)
@@ -66,7 +68,6 @@ class IndexedSource(Source):
     def batches(self, done: int) -> Iterator[Any]:
         """Iterate from batch `done` on; the sampler runs over the indices before it, whose samples are not read."""
         if not done:
-            self._indices.begin()
             if self._arrivals is not None:
                 self._arrivals = _Arrivals()
             if self._apart:
@@ -77,6 +78,7 @@ class IndexedSource(Source):
             with self._generators.kept():
                 self._indices.take_up(missing, reached)
                 batches = iter(self._view)
+                self._indices.settle()
         self._has_started = True
         if self._apart:
             return Isolated(batches, self._epoch_seed, done)

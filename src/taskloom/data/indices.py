@@ -8,6 +8,9 @@ Torch's samplers draw all they need with their first index. A sampler of the use
 it draws would depend on who else draws from the same generators in between. Such a one has streams of its own from its
 second index batch on, so that the order follows from the beginning of the epoch alone. One that drew nothing in its
 first batches is left alone after them, because switching generators costs a tenth of a millisecond.
+
+Indices are taken one batch ahead of the samples. So a sampler has come to its end when its last batch is handed out,
+and what it draws at its end (a `RandomSampler` does) comes before the next epoch, whether there are workers or not.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from taskloom.core.errors import CheckpointError, explain
 from taskloom.data.attributes import ChangedAttributes
 from taskloom.data.generators import Generators, States, own_generators, own_states, restore_own_states
 from taskloom.data.seeding import seed_process, stream_seed
+from taskloom.data.source import READ_AHEAD
 
 _STANDARD: Final = frozenset(
     {SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler}
@@ -81,11 +85,12 @@ class IndexStream:
         self._at_first: States | None = None
         self._pretended: States | None = None
         self._taken_up: Iterator[Any] | None = None
+        self._own_then: States | None = None
         self._left: dict[str, Any] = {}
         self._seed = 0
         # A checksum of the indices up to each batch that was handed out last; workers are some ahead of the training.
         ahead = (loader.prefetch_factor or 0) * loader.num_workers
-        self._checksums: deque[int] = deque([0], maxlen=ahead + 4)
+        self._checksums: deque[int] = deque([0], maxlen=ahead + READ_AHEAD + 3)
         self._drawn = 0
         self._expected: int | None = None
 
@@ -109,7 +114,7 @@ class IndexStream:
     # What the source calls --------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Forget the epoch before."""
+        """Forget the epoch before, whose end the attributes of the sampler are now at."""
         self._attributes.restore(self._left)
         self._left = {}
         self._taken_up, self._at_iter, self._at_first, self._expected = None, None, None, None
@@ -143,8 +148,13 @@ class IndexStream:
             batches = self._noted(self._batches(iterator))
             kept = [(number, batch) for number, batch in enumerate(islice(batches, reached)) if number in wanted]
             self._check(reached)
-        own = own_states(self._own)
-        self._taken_up = self._rest(chain(kept, enumerate(batches, reached)), own)
+        self._own_then = own_states(self._own)
+        self._taken_up = self._rest(chain(kept, enumerate(batches, reached)))
+
+    def settle(self) -> None:
+        """Put back what a new iterator of torch's draws from the loader's generator, and one that goes on does not."""
+        if self._own_then is not None:
+            restore_own_states(self._own, self._own_then)
 
     def state_dict(self, reached: int) -> dict[str, Any]:
         """Return what the order follows from.
@@ -182,19 +192,17 @@ class IndexStream:
         process = {name: state for name, state in self._at_first["process"].items() if name != "device"}
         self._seed = stream_seed(process, self._at_first["own"], self.epoch, self.part)
         if self._item is None and self._standard:
-            yield from iterator
-            return
-        numbered = enumerate(self._noted(self._batches(iterator)))
-        if self._item is None:
-            for _, batch in numbered:
-                yield batch
+            yield from _one_ahead(iterator)
         else:
-            for number, batch in numbered:
-                yield self._item(batch, self._seed, number)
+            yield from self._sent(enumerate(self._noted(self._batches(iterator))))
 
-    def _rest(self, numbered: Iterator[tuple[int, Any]], own: States) -> Iterator[Any]:
-        restore_own_states(self._own, own)  # a new iterator draws from the loader's generator, an old one does not
-        for number, batch in numbered:
+    def _rest(self, numbered: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+        self.settle()
+        self._own_then = None
+        yield from self._sent(numbered)
+
+    def _sent(self, numbered: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+        for number, batch in _one_ahead(numbered):
             yield batch if self._item is None else self._item(batch, self._seed, number)
 
     def _batches(self, iterator: Iterator[Any]) -> Iterator[Any]:
@@ -280,6 +288,14 @@ class _Streams:
         """Switch from now on only the generators that something was drawn from."""
         self.used = [name for name in self.used if not _equal(self._began[name], self._inside[name])]
         self._inside = {name: self._inside[name] for name in self.used}
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    for held in items:
+        for item in items:
+            yield held
+            held = item
+        yield held
 
 
 def _equal(one: Any, other: Any) -> bool:

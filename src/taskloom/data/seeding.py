@@ -56,8 +56,13 @@ def seed_process(seed: int) -> None:
     Unlike `torch.manual_seed`, leaves those of devices alone: worker processes compute on the CPU.
     """
     random.seed(seed)
-    numpy.random.seed([(seed >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96)])
+    numpy.random.seed(_words(seed))
     torch.default_generator.manual_seed(seed & 0xFFFFFFFFFFFFFFFF)
+
+
+def _words(seed: int) -> list[int]:
+    """Return 128 bits as NumPy takes them, and a number more: Python seeds the same algorithm in the same way."""
+    return [*((seed >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96)), 1]
 
 
 def seed_own(generator: OwnGenerator, seed: int) -> None:
@@ -67,7 +72,7 @@ def seed_own(generator: OwnGenerator, seed: int) -> None:
     elif isinstance(generator, random.Random):
         generator.seed(seed)
     elif isinstance(generator, numpy.random.RandomState):
-        generator.seed([(seed >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96)])
+        generator.seed(_words(seed))
     else:
         fresh: Any = type(generator.bit_generator)
         generator.bit_generator.state = fresh(seed).state
