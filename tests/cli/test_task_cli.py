@@ -59,7 +59,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     made: Calls = []
 
     def record(name: str, result: Any) -> Any:
-        def call(self: Trainer, task: Any, *, datamodule: Any = None, ckpt_path: Any = None) -> Any:
+        def call(
+            self: Trainer, task: Any, *, datamodule: Any = None, ckpt_path: Any = None, restore: Any = None
+        ) -> Any:
             made.append((name, task, datamodule, ckpt_path))
             return result
 

@@ -77,7 +77,7 @@ class Configuration:
             folders: that the run imports from, beside the working folder.
         """
         values = self.as_dict()
-        for name in ("ckpt_path", *self.root.stage_options):
+        for name in ("ckpt_path", "restore", *self.root.stage_options):
             values.pop(name, None)
         self.links.add_built_values(values, self.tree)
         here = Path.cwd()

@@ -36,7 +36,7 @@ def execute(cli: TaskCLI) -> None:
                 )
             ]
         )
-    cli.result = cli.trainer.predict(cli.task, datamodule=cli.data, ckpt_path=cli.ckpt_path)
+    cli.result = cli.trainer.predict(cli.task, datamodule=cli.data, ckpt_path=cli.ckpt_path, restore=cli.restore)
     if not cli.trainer.is_global_zero:
         return
     batches = list(_batches(cli.result))

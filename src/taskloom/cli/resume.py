@@ -1,18 +1,27 @@
-"""The configuration of a checkpoint as the lowest layer: `task test --ckpt_path X` needs no other argument."""
+"""The configuration of a checkpoint as the lowest layer: `task test --ckpt_path X` needs no other argument.
+
+A configuration names classes, and running it runs their code. Those are the project's: a folder that came with the
+checkpoint is never imported from, and `load_from_checkpoint` in Python imports nothing at all.
+"""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from taskloom.checkpoint.place import Place, is_remote
 from taskloom.cli.command_line import CommandLine
-from taskloom.cli.layers import config_files, environment_layers, file_layers, merge
-from taskloom.cli.tree import Node, find, plain, walk
+from taskloom.cli.layers import config_files, environment_layers, file_layers, import_folders, merge
+from taskloom.cli.locate import Maker
+from taskloom.cli.root import Root
+from taskloom.cli.schema import parameters
+from taskloom.cli.tree import INIT_ARGS, Node, class_arguments, class_name, find, plain, walk
 from taskloom.cli.yaml_file import read_file
-from taskloom.core.errors import CheckpointError, ConfigError
+from taskloom.core.errors import CheckpointError, ConfigError, explain
 from taskloom.core.policies import RunFolder
-from taskloom.loop.folder import find_checkpoint
+from taskloom.loop.folder import find_checkpoint, run_folder_of
 
 _FILE = "config.yaml"
 
@@ -31,16 +40,61 @@ def checkpoint_layer(
     text = plain(named[-1]) if named else environment.get("TASKLOOM_CKPT_PATH")
     if text is None:
         return None
-    path = _checkpoint(str(text), line, environment) / _FILE
+    checkpoint = _checkpoint(str(text), line, environment)
+    path = checkpoint / _FILE
     if not path.is_file():
         return None
     try:
         saved = read_file(str(path))
-        # a project's own command may have written options that this one does not have
-        return Node({key: node for key, node in saved.value.items() if key in known}, saved.source)
     except ConfigError as error:
         problems.extend(error.problems)
         return None
+    brought = _brought_folders(saved, run_folder_of(checkpoint) or checkpoint)
+    problems.extend(brought)
+    if brought:
+        return None
+    # a project's own command may have written options that this one does not have
+    return Node({key: node for key, node in saved.value.items() if key in known}, saved.source)
+
+
+def without_stale(saved: Node, root: Root) -> Node:
+    """Leave out arguments of the checkpoint's configuration that the task or the data no longer take, and say so."""
+    found = dict(saved.value)
+    for key in ("task", "data"):
+        node, kind = found.get(key), root.kind_at(saved, key) if key in found else None
+        if node is None or kind is None or not node.is_mapping or _takes_anything(kind):
+            continue
+        given, taken = class_arguments(node), parameters(kind)
+        for name in given:
+            if name not in taken:
+                what = f"{key}.{name}: {plain(given[name])!r} in the checkpoint is left out"
+                print(f"{what}: {class_name(node) or kind.__name__} does not take it", file=sys.stderr)
+        kept = Node({name: item for name, item in given.items() if name in taken}, node.source)
+        found[key] = Node({**node.value, INIT_ARGS: kept}, node.source) if node.is_spec else kept
+    return Node(found, saved.source)
+
+
+def _takes_anything(kind: Maker) -> bool:
+    return any(each.kind is each.VAR_KEYWORD for each in inspect.signature(kind).parameters.values())
+
+
+def _brought_folders(saved: Node, run_folder: Place) -> list[str]:
+    """Return what is wrong with the folders that a saved configuration imports from."""
+    if is_remote(run_folder):
+        return []
+    inside = [
+        folder for folder in import_folders([saved]) if folder.resolve().is_relative_to(Path(run_folder).resolve())
+    ]
+    return [
+        f"{saved.source}: import_from: "
+        + explain(
+            "Classes are not imported from a folder which came with the checkpoint",
+            got=str(folder),
+            why="that would run its code",
+            fix="pass your own classes with --task and --import_from, or --config FILE",
+        )
+        for folder in inside
+    ]
 
 
 def _checkpoint(wanted: str, line: CommandLine, environment: Mapping[str, str]) -> Path:

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from taskloom.checkpoint import RestorePolicy
 from taskloom.cli.locate import ClassNotFoundError, Maker, import_path, locate
 from taskloom.cli.schema import UNTYPED, Parameter, add_class, branches, built_class, is_options, item_type, parameters
 from taskloom.cli.tree import CLASS_PATH, INIT_ARGS, Node, class_arguments, class_name, find, node_of, split_key
@@ -63,6 +64,7 @@ class Root:
             "lr_scheduler": Parameter("lr_scheduler", SchedulerFactory | None, None),
             "import_from": Parameter("import_from", str | list[str] | None, None),
             "ckpt_path": Parameter("ckpt_path", str | None, None),
+            "restore": Parameter("restore", RestorePolicy | None, None),
             **self.extra,
         }
         self.names: dict[str, Mapping[str, Maker]] = {"optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULERS}
@@ -107,6 +109,13 @@ class Root:
             default=None,
             metavar="PATH",
             help="Checkpoint to continue from or to evaluate: a path, a run's folder, `last` or `best`.",
+        )
+        container.add_argument(
+            "--restore",
+            type=RestorePolicy | None,
+            default=None,
+            help="What to take from the checkpoint, everything by default: --restore.only model,optimizer,loops, "
+            "--restore.set optimizer.lr=1e-5, --restore.rename 'encoder.*: backbone.*', --restore.ignore 'head.*'.",
         )
         for parameter in self.extra.values():
             container.add_argument(

@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from taskloom.checkpoint import RestorePolicy
 from taskloom.cli.explain import options_meant, placed
 from taskloom.cli.interpolate import is_reference
 from taskloom.cli.root import Root
@@ -70,6 +71,14 @@ def check_values(tree: Node, problems: list[str]) -> None:
             continue  # of the wrong type, which is reported already
         except (ValueError, TypeError) as error:  # a record of options refused its values
             problems.append(placed(node, name, str(error)))
+    restore = tree.value.get("restore")
+    if restore is not None and not restore.is_null:
+        try:
+            _built(RestorePolicy | None, restore)
+        except ArgumentError:
+            pass  # of the wrong type, which is reported already
+        except ConfigError as error:
+            problems.extend(placed(restore, "restore", problem) for problem in error.problems)
     try:
         Trainer(accelerator="cpu", devices=1, **values)
     except ConfigError as error:

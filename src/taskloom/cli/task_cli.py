@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from taskloom.checkpoint import RestorePolicy
 from taskloom.cli.command_line import CommandLine, read_command_line
 from taskloom.cli.commands import COMMANDS, overview
 from taskloom.cli.config import Configuration, configure
@@ -27,7 +28,7 @@ from taskloom.cli.help import print_help
 from taskloom.cli.layers import config_files, environment_layers, file_layers, import_folders
 from taskloom.cli.links import Link
 from taskloom.cli.locate import importable, locate
-from taskloom.cli.resume import checkpoint_layer, print_changes
+from taskloom.cli.resume import checkpoint_layer, print_changes, without_stale
 from taskloom.cli.root import Root
 from taskloom.cli.schema import Parameter, parameters
 from taskloom.cli.tree import Node, node_of
@@ -96,6 +97,7 @@ class TaskCLI:
     data: DataModule | None = None
     configuration: Configuration
     ckpt_path: str | None
+    restore: RestorePolicy | None
 
     def __init__(
         self,
@@ -194,6 +196,7 @@ class TaskCLI:
         prog: str,
     ) -> bool:
         """Read and check the configuration; return False when help or the configuration was all that was asked for."""
+        saved = without_stale(saved, root) if saved is not None else None
         below = [node_of(self.trainer_defaults, "trainer_defaults"), *([saved] if saved else [])]
         if line.help_for is not None:
             print_help(root, line, below, environment, prog, stage.description)
@@ -227,7 +230,7 @@ class TaskCLI:
     def _run(self, stage: Stage, run: bool) -> None:
         values = self.configuration.values
         self.options = {key: values[key] for key in self.configuration.root.extra}
-        self.ckpt_path = values["ckpt_path"]
+        self.ckpt_path, self.restore = values["ckpt_path"], None
         if stage.inspect is not None:
             stage.inspect(self)
             return
@@ -247,6 +250,7 @@ class TaskCLI:
             if isinstance(error.__cause__, ConfigError):  # a link, reported through jsonargparse
                 raise error.__cause__ from None
             raise
+        self.restore = built["restore"]
         self.task, self.data = built["task"], built["data"] if config.root.data is not None else None
         self.trainer = Trainer(**{name: built[name] for name in parameters(Trainer)})
         self.trainer.config_text = config.saved(self._folders)

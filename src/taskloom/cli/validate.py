@@ -8,7 +8,7 @@ from taskloom.cli.task_cli import TaskCLI
 
 def execute(cli: TaskCLI) -> None:
     """Validate; the Trainer prints the table of metrics."""
-    cli.result = cli.trainer.validate(cli.task, datamodule=cli.data, ckpt_path=cli.ckpt_path)
+    cli.result = cli.trainer.validate(cli.task, datamodule=cli.data, ckpt_path=cli.ckpt_path, restore=cli.restore)
 
 
 STAGE = Stage("validate", "Run the validation loop once, without training.", execute=execute)
