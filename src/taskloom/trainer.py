@@ -39,6 +39,7 @@ from taskloom.loop.facts import Parts, Status, TrainerState
 from taskloom.loop.folder import Found, find_checkpoint
 from taskloom.loop.limits import no_bound
 from taskloom.loop.predict import predict
+from taskloom.loop.preemption import Notice
 from taskloom.loop.record import Record, class_path
 from taskloom.loop.restoring import opened, restoration_of, restore_weights
 from taskloom.loop.run import Run, generators_kept
@@ -191,6 +192,7 @@ class Trainer(Control):
         self._should_stop, self.stop_reason = False, ""
         self.interrupt_requested = False
         self._requests: set[Request] = set()
+        self.preemption = Notice(self._wake)
 
     @classmethod
     def barebones(cls, **arguments: Any) -> Trainer:

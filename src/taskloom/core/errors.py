@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Final
 
 
@@ -41,6 +42,29 @@ class ConfigError(ValueError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; names the file and the remedy."""
+
+
+class Preempted(SystemExit):
+    """The process was asked to leave, by a signal, and has left its work in a state that can be continued.
+
+    Not caught, it ends the process with the exit code 75 and without a traceback: 75 is `EX_TEMPFAIL` of sysexits.h,
+    "a temporary failure, try again later". What follows a `fit` in a script does not run, because the fit is not over.
+
+    Args:
+        signal: name of the signal that arrived.
+
+    Attributes:
+        checkpoint: to continue from; None where nothing was saved yet.
+        requeued: the job was handed back to its scheduler, which will start it again.
+    """
+
+    exit_code: Final = 75
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(self.exit_code)
+        self.signal = signal
+        self.checkpoint: Path | None = None
+        self.requeued = False
 
 
 class NonFiniteError(RuntimeError):

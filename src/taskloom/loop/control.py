@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -14,11 +15,12 @@ from torch.optim import Optimizer
 from taskloom.callbacks import Callback
 from taskloom.callbacks.base import check_hook_names
 from taskloom.checkpoint import CheckpointKeeper, CheckpointPolicy, write_checkpoint
-from taskloom.core.errors import explain
+from taskloom.core.errors import Preempted, explain
 from taskloom.core.policies import GradientClipping
 from taskloom.core.progress import Progress
 from taskloom.loop.building import keepers_of
 from taskloom.loop.facts import Facts, Parts, StageName, TrainerState
+from taskloom.loop.preemption import Notice, requeue, settings_of
 from taskloom.loop.statistics import recompute_batch_norm
 
 Request = Literal["save", "validate", "log"]
@@ -29,6 +31,7 @@ class Control(Facts):
 
     stop_reason: str
     interrupt_requested: bool
+    preemption: Notice
     _should_stop: bool
     _requests: set[Request]
 
@@ -44,6 +47,11 @@ class Control(Facts):
             )
         self._requests.add(what)
         self._wake()
+
+    @property
+    def requests(self) -> set[Request]:
+        """What was asked for and has not been done yet."""
+        return self._requests
 
     @property
     def should_stop(self) -> bool:
@@ -194,6 +202,30 @@ class Control(Facts):
             self.stop_reason = "Ctrl-C"
             self.parts.saver.at_end()
 
+    def save_preempted(self, preempted: Preempted) -> None:
+        """Save a fit that was asked to leave, if there is anything to save, and hand its job back."""
+        fit, saver = self.parts.fit, self.parts.saver
+        fits = self.parts.stage == "fit"
+        if fits and fit is not None and saver is not None:
+            fit.read_losses()  # weights that a loss of NaN has spoilt are not worth keeping
+            saver.agenda.stop = self.stop_reason if self.should_stop else None
+            preempted.checkpoint = saver.save_to_continue()
+        self.stop_reason = f"{preempted.signal} arrived"
+        if fits and preempted.checkpoint is None:
+            self.stop_reason += f"; nothing was saved, because {self._why_unsaved()}"
+        if fits and self.is_global_zero:
+            outcome = requeue(
+                settings_of(self.active_callbacks),
+                preempted.signal,
+                saved=preempted.checkpoint is not None,
+                environment=os.environ,
+            )
+            preempted.requeued = outcome.done
+            self.stop_reason += f"; {outcome.text}" if outcome.text else ""
+
+    def _why_unsaved(self) -> str:
+        return "no step had been made" if not self.progress.steps else "the run keeps no checkpoints"
+
     def end(self) -> None:
         """No stage is running any more."""
         self.state.stage = None
@@ -210,7 +242,31 @@ class Control(Facts):
     @property
     def is_asked(self) -> bool:
         """Whether something is to be looked at after the next step, whatever was planned."""
-        return bool(self._should_stop or self.interrupt_requested or self._requests)
+        asked_to_end = self._should_stop or self.interrupt_requested or self.preemption.received is not None
+        return asked_to_end or bool(self._requests)
+
+    @property
+    def preemption_requested(self) -> bool:
+        """Whether a signal has asked this process to leave; hooks that take long may look at it and return."""
+        return self.preemption.received is not None
+
+    def leave_if_preempted(self, *, all_meet: bool = True) -> None:
+        """Leave if any process was asked to; a loop calls it where no work is in hand.
+
+        Args:
+            all_meet: every process calls it now. Else, with several of them, it waits for the next such moment.
+
+        Raises:
+            Preempted: leave.
+        """
+        received = self.preemption.received
+        if all_meet:
+            leaves = self.strategy.any_rank(received is not None)
+        else:
+            leaves = received is not None and self.world_size == 1
+        if leaves:
+            self.preemption.answer()
+            raise Preempted(received or "a signal to another process")
 
     def take_requests(self) -> set[Request]:
         """Return what was asked for, once.

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Literal
 
 from taskloom.core.errors import explain
@@ -27,6 +29,7 @@ from taskloom.core.policies import ValidationPolicy
 from taskloom.data import NamedLoader, feed
 from taskloom.loop.evaluating import evaluating, ordinary_tensors
 from taskloom.loop.run import Run, fit_arguments
+from taskloom.metrics.objects import metric_updates, reset_updated
 
 Stage = Literal["validate", "test"]
 _PREFIXES = {"validate": "validation", "test": "test"}
@@ -100,6 +103,26 @@ class EvaluateLoop:
             run.trainer.record.log(reported, self._log_hooks)
         return reported
 
+    @contextmanager
+    def undone_if_left(self) -> Generator[None, None, None]:
+        """Forget what an evaluation gathered that a signal or an error ends within the `with` block.
+
+        The evaluation of a run that is resumed begins anew, so nothing of a part of it may be in the checkpoint: values
+        that were logged, metric objects, and the state of callbacks that look on.
+        """
+        run, updates = self.run, metric_updates(self.run.task)
+        looking_on = run.hooks.owners("on_validation_batch_start", "on_validation_batch_end", "on_validation_start")
+        states = [(callback, deepcopy(callback.state_dict())) for callback in looking_on]
+        try:
+            yield
+        except BaseException:
+            run.metrics.forget(self._keys)
+            reset_updated(run.task, updates)
+            for callback, state in states:
+                if state:
+                    callback.load_state_dict(state)
+            raise
+
     def _level_of_epoch(self) -> None:
         self.run.metrics.enter(self._keys[0], training=False)
         self.run.metrics.level = "epoch"
@@ -111,6 +134,7 @@ class EvaluateLoop:
         place = (number,) if len(self.loaders) > 1 else ()
         batch_idx = -1
         for batch_idx, batch in enumerate(feed(loader.loader, length, run.transfer(number, evaluates=True))):
+            run.trainer.leave_if_preempted(all_meet=False)
             metrics.batch = batch
             for hook in self._batch_start:
                 hook(batch, batch_idx, number)

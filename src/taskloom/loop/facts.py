@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from taskloom.loop.run import Run
     from taskloom.loop.saving import Saver
 
-Status = Literal["new", "running", "finished", "stopped", "interrupted", "failed"]
+Status = Literal["new", "running", "finished", "stopped", "interrupted", "preempted", "failed"]
 StageName = Literal["fit", "sanity", "validate", "test", "predict"]
 
 

@@ -149,7 +149,7 @@ class FitLoop:
             while self.agenda.epoch_open or not self._is_over():
                 run.trainer.leave_if_preempted()
                 self._epoch()
-            run.trainer.hear_interrupt()  # a Ctrl-C in the last moments of an epoch
+            run.trainer.take_requests()  # a Ctrl-C in the last moments of an epoch
         finally:
             self.running = False
             self.saver.position.close()
@@ -282,10 +282,13 @@ class FitLoop:
         requests = run.trainer.take_requests()
         if self._log_trigger.due(progress) or "log" in requests or (self.logs.first_step and progress.steps == 1):
             self._flush()
-        due = self._validation_trigger is not None and self._validation_trigger.due(progress, epoch_ended=epoch_ended)
-        validates = due or "validate" in requests
-        if self.validation is not None and validates:
-            self._validate(self.validation)
+        with self.agenda.undone_if_left("validation", requests, run.trainer.requests):
+            due = self._validation_trigger is not None and self._validation_trigger.due(
+                progress, epoch_ended=epoch_ended
+            )
+            validates = due or "validate" in requests
+            if self.validation is not None and validates:
+                self._validate(self.validation)
         self.agenda.settle(progress)
         saved = not epoch_ended and self._save(requested="save" in requests)
         self._plan()
@@ -339,10 +342,13 @@ class FitLoop:
     def _validate(self, validation: EvaluateLoop) -> None:
         run = self.run_parts
         self.aside.start(_VALIDATION)
-        run.task.on_validation_model_zero_grad()
-        with generators_kept(run.strategy), run.trainer.staged("validate"):
-            validation.evaluate()
-        self.aside.stop()
+        try:
+            with validation.undone_if_left():
+                run.task.on_validation_model_zero_grad()
+                with generators_kept(run.strategy), run.trainer.staged("validate"):
+                    validation.evaluate()
+        finally:
+            self.aside.stop()
         run.metrics.enter(_TRAIN, training=True)
         self.optimization.schedulers.after_validation()
 

@@ -55,6 +55,7 @@ def predict(run: Run, loaders: Sequence[NamedLoader], policy: ValidationPolicy, 
             batch_idx = -1
             batches = feed(loader.loader, loader.length, run.transfer(number, evaluates=True))
             for batch_idx, batch in enumerate(batches):
+                run.trainer.leave_if_preempted(all_meet=False)
                 for hook in batch_start:
                     hook(batch, batch_idx, number)
                 outputs = step(batch, batch_idx, *place)

@@ -51,6 +51,10 @@ class Hooks:
         methods = [overridden(callback, name, Callback) for callback in chosen]
         return tuple(partial(method, self._trainer, self._task) for method in methods if method)
 
+    def owners(self, *names: str) -> list[Callback]:
+        """Return the callbacks that override any of some hooks."""
+        return [each for each in self._callbacks if any(overridden(each, name, Callback) for name in names)]
+
 
 class Run:
     """The parts of a stage.

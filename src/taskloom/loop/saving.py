@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from taskloom.callbacks import Callback
-from taskloom.checkpoint import CheckpointContent, CheckpointKeeper, find_aliases
+from taskloom.checkpoint import CheckpointContent, CheckpointKeeper, find_aliases, write_checkpoint
+from taskloom.checkpoint.folder import checkpoint_name, write_last
+from taskloom.checkpoint.manifest import Manifest
+from taskloom.core.errors import CheckpointError
 from taskloom.core.interval import Interval
 from taskloom.data import NamedLoader
+from taskloom.loop.agenda import Agenda
 from taskloom.loop.further import tensor_sets
 from taskloom.loop.optimization import Optimization
 from taskloom.loop.position import Position, generator_states
@@ -56,6 +61,7 @@ class Saver:
     Attributes:
         triggers: of the policies, once `plan` was called.
         position: where in its data the run is.
+        agenda: what of the things that are due has happened.
     """
 
     def __init__(
@@ -64,8 +70,9 @@ class Saver:
         self._run, self._optimization, self._loader = run, optimization, loader
         self._keepers = list(keepers)
         self.position = Position(run, loader)
+        self.agenda = Agenda()
         self.triggers: list[Trigger] = []
-        self._saved_step = -1
+        self._saved_step = self._complete_step = -1
 
     @contextmanager
     def attached(self) -> Generator[None, None, None]:
@@ -99,8 +106,36 @@ class Saver:
             return
         content = self.content()
         for keeper, on_schedule in due:
-            keeper.save(content, on_schedule=on_schedule)
+            path = keeper.save(content, on_schedule=on_schedule)
+            if path is not None and not keeper.policy.weights_only:
+                self._complete_step = content.step
         self._saved_step = content.step
+
+    def save_to_continue(self) -> Path | None:
+        """Save what a resume from this very moment needs, though the policies may not keep it.
+
+        Returns:
+            The newest checkpoint that training can go on from, whether it was written now or before; None in a run
+            that has none, or keeps none.
+        """
+        trainer, progress = self._run.trainer, self._run.trainer.progress
+        if not self._keepers or not progress.steps or not self.agenda.begun:
+            return trainer.last_checkpoint
+        path = self._keepers[0].folder / checkpoint_name(progress.steps)
+        if progress.steps != self._saved_step:
+            self.save([(keeper, False) for keeper in self._keepers])
+        if progress.steps != self._complete_step:
+            write_last(path.parent, write_checkpoint(path, self.content()), path.name, fsync=True)
+            self._complete_step = progress.steps
+        return path
+
+    def _is_complete(self, path: Path) -> bool:
+        """Return whether a checkpoint of this run is there that holds more than weights."""
+        try:
+            manifest = Manifest.read(path)
+        except CheckpointError:
+            return False
+        return manifest.run_id == self._run.trainer.run_id and not manifest.weights_only
 
     def content(self) -> CheckpointContent:
         """Gather what a checkpoint holds now."""
@@ -127,6 +162,7 @@ class Saver:
             "datamodule": run.datamodule.state_dict() if run.datamodule is not None else {},
             "generators": generator_states(run),
             "position": self.position.state_dict(),
+            "agenda": self.agenda.state_dict(progress, trainer.requests),
             "metrics": run.metrics.state_dict(),
             "metric_objects": metric_states(run.task),
             "hyper_parameters": dict(run.task.hparams),
@@ -156,5 +192,8 @@ class Saver:
     def resume(self, state: dict[str, Any], *, restart: bool = False) -> None:
         """Continue from a restored state, which is saved already; with `restart` its epoch's data begin anew."""
         self._saved_step = self._run.trainer.progress.steps
+        if self._keepers and self._is_complete(self._keepers[0].folder / checkpoint_name(self._saved_step)):
+            self._complete_step = self._saved_step
         self.position.restart = restart
         self.position.load_state_dict(state["position"])
+        self.agenda.load_state_dict(state.get("agenda"))

@@ -14,14 +14,17 @@ import torch
 from taskloom.callbacks import Callback
 from taskloom.callbacks.base import check_hook_names, ordered
 from taskloom.core.data import DataModule
-from taskloom.core.errors import explain
+from taskloom.core.errors import Preempted, explain
 from taskloom.core.task import TaskModule
-from taskloom.loop.facts import StageName
+from taskloom.loop.facts import StageName, Status
+from taskloom.loop.preemption import settings_of
 from taskloom.loop.run import Hooks, Run
 from taskloom.metrics import MetricStore
 
 if TYPE_CHECKING:
     from taskloom.trainer import Trainer
+
+_STATUS: dict[type[BaseException], Status] = {KeyboardInterrupt: "interrupted", Preempted: "preempted"}
 
 
 @contextmanager
@@ -31,6 +34,7 @@ def stage(
     """Prepare a stage, hand out its parts, and clean up whatever happens.
 
     A failure is reported to the hooks, leaves a checkpoint where the weights are whole (Ctrl-C), and is raised again.
+    So is `Preempted`, which a loop raises where no work is in hand, once the checkpoint is written.
     """
     if not isinstance(task, TaskModule):
         raise TypeError(
@@ -59,9 +63,14 @@ def stage(
     with ExitStack() as cleanup:
         run = _prepare(trainer, name, task, datamodule, cleanup)
         try:
-            _set_up(run, name)
-            cleanup.enter_context(_interrupts(trainer))
-            yield run
+            try:
+                _set_up(run, name)
+                cleanup.enter_context(_interrupts(trainer))
+                trainer.leave_if_preempted()
+                yield run
+            except Preempted as preempted:
+                trainer.save_preempted(preempted)
+                raise
         except BaseException as error:
             try:
                 _failed(run, error)
@@ -84,6 +93,7 @@ def _prepare(
         datamodule.trainer = trainer
     callbacks = _with_own_callbacks(trainer.callbacks, task)
     trainer.active_callbacks = callbacks
+    cleanup.enter_context(trainer.preemption.listening(settings_of(callbacks), trainer.print))
     cleanup.callback(trainer.record.reporter.close)
     cleanup.enter_context(_deterministic(trainer.deterministic))
     if trainer.debug.detect_anomaly:
@@ -120,6 +130,7 @@ def _set_up(run: Run, name: StageName) -> None:
         if (strategy.local_rank if owner.prepare_data_per_node else strategy.global_rank) == 0:
             owner.prepare_data()
     strategy.barrier("prepare_data")
+    run.trainer.leave_if_preempted()
     if datamodule is not None:
         datamodule.setup(name)
     for hook in run.hooks.of("setup"):
@@ -144,7 +155,7 @@ def _tear_down_after_failure(run: Run, name: StageName) -> None:
 def _failed(run: Run, error: BaseException) -> None:
     """Tell everybody of a failure; what fails while they are told must not hide it."""
     trainer = run.trainer
-    trainer.state.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    trainer.state.status = _STATUS.get(type(error), "failed")
     hooks = list(run.hooks.of_callbacks("on_exception"))
     if run.datamodule is not None:
         hooks.insert(0, run.datamodule.on_exception)

@@ -7,7 +7,8 @@ before it can be due again, and the loop asks only then.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from taskloom.core.errors import explain
 from taskloom.core.interval import Interval
@@ -74,9 +75,30 @@ class Trigger:
             return "position", max(1.0, interval.amount * self._batches_per_epoch)
         return interval.unit, interval.amount
 
-    def begin(self, progress: Progress) -> None:
-        """Count time from now, and do not fire again for a moment that has passed already (after a resume)."""
+    def begin(self, progress: Progress, state: Mapping[str, Any] | None = None) -> None:
+        """Begin to count at the moment of the counters.
+
+        Args:
+            progress: the counters.
+            state: from `state_dict`; what had not happened by then is due. Without it, or where the interval is another
+                one now, nothing is due for a moment that has passed already.
+        """
         self._fired_at = self._reached(self._every[0], progress)
+        if state is not None and state["interval"] == self._kind():
+            self.load_state_dict(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` of a trigger with this interval returned."""
+        self._fired_at = state["fired_at"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return when it was due last, in its own unit, and what that unit is."""
+        return {"interval": self._kind(), "fired_at": self._fired_at}
+
+    def _kind(self) -> list[Any]:
+        """Return what a moment of this trigger can be compared with; data."""
+        counter, amount = self._every
+        return [counter, amount, self._batches_per_epoch if counter == "position" else None]
 
     def due(self, progress: Progress, *, epoch_ended: bool = False) -> bool:
         """Return whether it is due now, and if so remember that it happened.

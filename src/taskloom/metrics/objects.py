@@ -46,6 +46,18 @@ def restore_metric_states(module: nn.Module, states: Mapping[str, Any]) -> None:
         metric._update_count, metric._computed = saved["updates"], None
 
 
+def metric_updates(module: nn.Module) -> dict[str, int]:
+    """Return how often each metric in `module` was updated since its last reset, by name."""
+    return {name: metric._update_count for name, metric in _metrics(module)}
+
+
+def reset_updated(module: nn.Module, before: Mapping[str, int]) -> None:
+    """Reset the metrics that were updated since `metric_updates` returned `before`, at which they held nothing."""
+    for name, metric in _metrics(module):
+        if metric._update_count and not before.get(name):
+            metric.reset()
+
+
 def _metrics(module: nn.Module) -> Iterator[tuple[str, Any]]:
     torchmetrics = sys.modules.get("torchmetrics")
     if torchmetrics is not None:

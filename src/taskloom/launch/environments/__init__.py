@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from taskloom.launch.environments.base import Environment, SingleProcess
+from taskloom.launch.environments.base import Environment, Job, SingleProcess
+from taskloom.launch.environments.jobs import find_job
 
-__all__ = ["Environment", "SingleProcess"]
+__all__ = ["Environment", "Job", "SingleProcess", "find_job"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -49,6 +50,25 @@ class Environment(ABC):
     @abstractmethod
     def main_port(self) -> int:
         """Port on which rank 0 waits."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The job of a scheduler that this process is part of; it keeps its name when it is started again.
+
+    Attributes:
+        scheduler: for people and for the names of folders.
+        name: what the scheduler knows it by.
+        restarts: how often it was started again.
+        interactive: a person sits at it, so it ends with their session.
+        requeue_command: hands it back to the scheduler to be started again; empty where nothing can.
+    """
+
+    scheduler: str
+    name: str
+    restarts: int = 0
+    interactive: bool = False
+    requeue_command: tuple[str, ...] = ()
 
 
 class SingleProcess(Environment):
