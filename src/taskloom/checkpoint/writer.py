@@ -101,25 +101,35 @@ def write_checkpoint(
     plans = {kind: _plan(kind, pieces, largest_file) for kind, pieces in shards.items()}
     staging = stage(target, content.run_id, fsync=fsync)
     with disk_errors(target):
-        _check_target(target)
+        check_target(target)
         with staging:
             files = _write_files(staging.folder, plans, state, content.config, fsync=fsync)
-            manifest = Manifest(
-                run_id=content.run_id,
-                save_id=content.save_id,
-                saved_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-                step=content.step,
-                epoch=content.epoch,
-                weights_only=weights_only,
-                metrics={name: (float(value), int(step)) for name, (value, step) in content.metrics.items()},
-                aliases=dict(content.aliases),
-                files=files,
-            )
+            manifest = manifest_of(content, files, weights_only=weights_only)
             staging.publish(manifest, lambda folder, known: problems_of(folder, hashes=fsync, manifest=known))
     return manifest
 
 
-def _check_target(target: Place) -> None:
+def manifest_of(content: CheckpointContent, files: Mapping[str, FileRecord], *, weights_only: bool) -> Manifest:
+    """Describe what has been written."""
+    return Manifest(
+        run_id=content.run_id,
+        save_id=content.save_id,
+        saved_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+        step=content.step,
+        epoch=content.epoch,
+        weights_only=weights_only,
+        metrics={name: (float(value), int(step)) for name, (value, step) in content.metrics.items()},
+        aliases=dict(content.aliases),
+        files=dict(files),
+    )
+
+
+def check_target(target: Place) -> None:
+    """Refuse to replace anything but a checkpoint.
+
+    Raises:
+        CheckpointError: something else is there.
+    """
     kind = kind_of(target)
     if kind == "file" or (not is_remote(target) and target.is_symlink()):
         raise CheckpointError(
@@ -184,6 +194,12 @@ def _write_files(
         records[f"{kind}/{index_name(kind)}"] = write_file(folder / index_name(kind), index, fsync=fsync)
         if fsync:
             sync_folder(folder)
+    return {**records, **write_rest(staged, state, config, fsync=fsync)}
+
+
+def write_rest(staged: Place, state: EncodedState, config: str | None, *, fsync: bool) -> dict[str, FileRecord]:
+    """Write what is beside the sets of tensors; return the records by path."""
+    records: dict[str, FileRecord] = {}
     records["state.json"] = write_file(staged / "state.json", to_json(state.data, indent=None), fsync=fsync)
     if state.tensors:
         records["state.safetensors"] = write_tensor_file(staged / "state.safetensors", state.tensors, fsync=fsync)
