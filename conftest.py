@@ -1,8 +1,8 @@
-"""What every test of the repository shares, wherever it stands: see tests/parity_plugin.py and tests/leaks.py."""
+"""What every test of the repository shares, wherever it stands: see tests/parity_plugin.py, tests/leaks.py, tests/stores.py."""
 
 import os
 
 # Before anything imports torch, and for the processes that tests start: as many threads as tests that run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-pytest_plugins = ("parity_plugin", "leaks", "pytester")
+pytest_plugins = ("parity_plugin", "leaks", "stores", "pytester")

@@ -268,18 +268,18 @@ def remove_file(path: Place) -> None:
         store.rm_file(name)
 
 
-def remove_tree(path: Place, *, last: str = "") -> None:
+def remove_tree(path: Place, *, keep: str = "") -> None:
     """Remove a folder with all it holds, if it is there; a link is removed, what it leads to is not.
 
     Args:
         path: the folder. In a store manifests go first, so that what is half removed is no checkpoint.
-        last: name of a file in it that is removed after all others, in a store.
+        keep: name of a file in it that stays, in a store.
     """
     if is_remote(path):
-        order = {MANIFEST: 0, last: 2}
-        for file in sorted(files_below(path), key=lambda file: order.get(file.name, 1)):
-            remove_file(file)
-        if has_folders(path) and kind_of(path):
+        for file in sorted(files_below(path), key=lambda file: file.name != MANIFEST):
+            if file.name != keep:
+                remove_file(file)
+        if not keep and has_folders(path) and kind_of(path):
             store, name = store_of(path)
             with store_errors(path):
                 store.rm(name, recursive=True)

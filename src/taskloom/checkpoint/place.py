@@ -23,6 +23,7 @@ Place: TypeAlias = Path
 
 _URL = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.\-]+)://")
 _FLATTENED = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.\-]+):[/\\]")
+_NO_BUCKET = re.compile(r"(bucket|container) (does not|doesn't) exist", re.IGNORECASE)
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 
 
@@ -120,7 +121,7 @@ def store_errors(path: Place) -> Generator[None, None, None]:
     except FileExistsError:
         raise
     except FileNotFoundError as error:
-        if "bucket" not in str(error).lower():
+        if not _NO_BUCKET.search(str(error)):
             raise
         raise _no_bucket(path, error) from error
     except PermissionError as error:
@@ -141,7 +142,7 @@ def kind_of(path: Place) -> str:
     """Return what is there: `"file"`, `"folder"`, or an empty text for nothing.
 
     Raises:
-        OSError: a store could not be asked.
+        OSError: a store could not be asked, or there is no such bucket.
     """
     if not is_remote(path):
         return "file" if path.is_file() else "folder" if path.is_dir() else ""
@@ -149,7 +150,9 @@ def kind_of(path: Place) -> str:
     with store_errors(path):
         try:
             return "folder" if store.info(name)["type"] == "directory" else "file"
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if _NO_BUCKET.search(str(error)):
+                raise  # a mistake in the address, rather than something that is not there yet
             return ""
 
 
@@ -291,7 +294,9 @@ def _require_protocol(protocol: str, text: str) -> None:
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        package = str(fsspec.registry.known_implementations[protocol]["class"]).partition(".")[0]
+        from fsspec.registry import known_implementations
+
+        package = str(known_implementations[protocol]["class"]).partition(".")[0]
         if package == "fsspec":  # the file system is fsspec's own and needs something else, which its text names
             raise MissingPackageError(explain(f"{text} cannot be opened", got=str(error))) from error
         raise missing_package(text, package, extra=_EXTRAS.get(protocol)) from error

@@ -179,21 +179,35 @@ class StoreStaging(Staging):
         write_file(self.folder / MANIFEST, to_json(manifest.to_json()), fsync=False)
         remove_file(self.folder / self._mark)
         if self.folder == self._waiting:
-            put_in_place(self._waiting, self._target)
+            put_in_place(self._waiting, self._target, self._mark)
         else:
             remove_tree(self._waiting)  # stood for the target, if a process was killed while it was replaced
 
     def _abandon(self) -> None:
         if self._began and not self._visible:
             with suppress(OSError):
-                remove_tree(self.folder, last=self._mark)
+                _remove_marked(self.folder, self._mark)
 
 
-def put_in_place(whole: Place, target: Place) -> None:
-    """Put a whole checkpoint of a store at its final place. What is there goes first, and `whole` itself last."""
-    remove_tree(target)
+def put_in_place(whole: Place, target: Place, mark: str) -> None:
+    """Put a whole checkpoint of a store at its final place. What is there goes first, and `whole` itself last.
+
+    Args:
+        whole: the checkpoint, which a search finds as long as the target has no manifest.
+        target: where it belongs.
+        mark: name of the file that marks the target meanwhile.
+    """
+    put_bytes(target / mark, b"{}\n")
+    remove_tree(target, keep=mark)
     copy_folder(whole, target)
+    remove_file(target / mark)
     remove_tree(whole)
+
+
+def _remove_marked(path: Place, mark: str) -> None:
+    """Remove a folder of a store that has a mark, the mark last."""
+    remove_tree(path, keep=mark)
+    remove_tree(path)
 
 
 def is_unfinished(path: Place) -> bool:
@@ -224,7 +238,7 @@ def delete_checkpoint(path: Place, run_id: str) -> None:
     """Delete a checkpoint so that no crash on the way leaves anything that looks like one."""
     if is_remote(path):
         put_bytes(path / mark_name(run_id), b"{}\n")
-        remove_tree(path, last=mark_name(run_id))
+        _remove_marked(path, mark_name(run_id))
         return
     doomed = hidden(path, "deleting", run_id)
     move_folder(path, doomed)
@@ -239,16 +253,16 @@ def tidy(folder: Place, run_id: str) -> None:
         if not is_folder or (match and match["run"] != _short(run_id)):
             continue
         if match and stands_for_its_target(path):
-            _restore(path, path.with_name(match["name"]))
+            _restore(path, path.with_name(match["name"]), mark)
         elif match:
             remove_tree(path)
         elif is_remote(path) and is_file(path / mark):
-            remove_file(path / mark) if is_file(path / MANIFEST) else remove_tree(path, last=mark)
+            remove_file(path / mark) if is_file(path / MANIFEST) else _remove_marked(path, mark)
 
 
-def _restore(path: Place, target: Place) -> None:
+def _restore(path: Place, target: Place, mark: str) -> None:
     """Bring back the only copy of a checkpoint whose replacement was killed."""
     if is_remote(path):
-        put_in_place(path, target)
+        put_in_place(path, target, mark)
     else:
         move_folder(path, target)
