@@ -1,4 +1,4 @@
-"""What every test of the repository shares, wherever it stands: see tests/parity_plugin.py, tests/leaks.py, tests/stores.py."""
+"""What every test of the repository shares: see tests/parity_plugin.py, tests/leaks.py and tests/stores.py."""
 
 import os
 
