@@ -33,6 +33,9 @@ class CheckpointPolicy:
             survives a power cut. Costs the time that the disk needs; without it a checkpoint survives a crash of the
             process.
         weights_only: save neither optimizer nor training state. Smaller, but training cannot be resumed from it.
+        trainable_only: leave parameters out that do not require gradients, as under adapters. Training resumes exactly
+            where the task brings the same base weights along; their hashes are in the checkpoint, and other ones are
+            refused.
 
     Raises:
         ConfigError: a setting is wrong, or nothing would be kept; lists every problem.
@@ -46,6 +49,7 @@ class CheckpointPolicy:
     asynchronous: bool = True
     fsync: bool = True
     weights_only: bool = False
+    trainable_only: bool = False
 
     def __post_init__(self) -> None:
         problems = [*self._type_problems(), *self._meaning_problems()]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskloom.checkpoint.left_out import STATE, base_problems
 from taskloom.checkpoint.reader import CheckpointReader
 from taskloom.checkpoint.restore import Names, RestorePolicy, RestoreReport
 from taskloom.core.errors import CheckpointError, explain, nearest
@@ -21,13 +22,14 @@ class Weights:
         policy: what is changed on the way.
         module: that takes them, as its user wrote it.
         owner: whose they are, for errors.
-        left_out: names that the checkpoint leaves out on purpose, because they are known to be the same.
+        strict: names must match exactly, unless the policy allows what is missing.
 
     Attributes:
         targets: the module's parameters, persistent buffers and extra state by name.
         problems: why the checkpoint does not fit, empty if it does.
         missing: names of the module that the checkpoint does not hold.
         unexpected: names of the checkpoint that the module does not have.
+        other_base: why weights that the checkpoint leaves out are not those that it was trained with.
         resized: name to the shapes in the checkpoint and now.
     """
 
@@ -38,7 +40,6 @@ class Weights:
         module: nn.Module,
         owner: str,
         *,
-        left_out: frozenset[str] = frozenset(),
         strict: bool = True,
     ) -> None:
         self._reader, self._policy, self._owner = reader, policy, owner
@@ -53,6 +54,15 @@ class Weights:
         self.ignored = [name for name in dict.fromkeys([*self._sources, *targets]) if self.names.ignores(name)]
         for name in self.ignored:
             self._sources.pop(name, None)
+        left_out = {
+            name: value
+            for stored, value in reader.state.get(STATE, {}).get("tensors", {}).items()
+            for name in [self.names.now(stored)]
+            if name in targets and not self.names.ignores(name)
+        }
+        self.other_base = base_problems(left_out, here, str(reader.path))
+        if strict and policy.missing == "error":
+            self.problems += self.other_base
         self.missing = [
             name
             for name, tensor in targets.items()

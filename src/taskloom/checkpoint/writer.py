@@ -28,7 +28,7 @@ from taskloom.core.errors import CheckpointError, explain
 LARGEST_FILE = 5_000_000_000
 """Bytes of tensors that go into one file, as Transformers cuts them; a larger tensor has a file of its own."""
 
-KEPT_WITH_WEIGHTS = ("task_class", "hyper_parameters", "data_hyper_parameters", "custom")
+KEPT_WITH_WEIGHTS = ("task_class", "hyper_parameters", "data_hyper_parameters", "custom", "left_out", "setup")
 """The entries of `CheckpointContent.state` that a weights-only checkpoint keeps: what rebuilds the task."""
 
 

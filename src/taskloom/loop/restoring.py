@@ -448,7 +448,9 @@ def _prepare_weights(run: Run, restoration: Restoration) -> Weights:
         for names, where in ((weights.missing, "the checkpoint lacks"), (weights.unexpected, "the task lacks")):
             if names:
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                restoration.mismatch("", f"{where} {', '.join(names[:5])}{more}", "")
+                restoration.mismatch("model", f"{where} {', '.join(names[:5])}{more}", "")
+        for text in weights.other_base:
+            restoration.mismatch("model", text, "")
     weights.tell(restoration.report)
     return weights
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from taskloom.callbacks import Callback
 from taskloom.checkpoint import CheckpointContent, CheckpointKeeper, find_aliases, write_checkpoint
 from taskloom.checkpoint.folder import checkpoint_name, write_last
+from taskloom.checkpoint.left_out import STATE, TensorHashes, without_frozen
 from taskloom.checkpoint.manifest import Manifest
 from taskloom.core.errors import CheckpointError
 from taskloom.core.interval import Interval
@@ -70,7 +71,7 @@ class Saver:
         self._run, self._optimization, self._loader = run, optimization, loader
         self._keepers = list(keepers)
         self.position = Position(run, loader)
-        self.agenda = Agenda()
+        self.agenda, self._hashes = Agenda(), TensorHashes()
         self.triggers: list[Trigger] = []
         self._saved_step = self._complete_step = -1
 
@@ -104,7 +105,7 @@ class Saver:
         """Save for some of the policies: one content for all, so that they share one checkpoint."""
         if not due:
             return
-        content = self.content()
+        content = self.content(trainable_only=all(keeper.policy.trainable_only for keeper, _ in due))
         for keeper, on_schedule in due:
             path = keeper.save(content, on_schedule=on_schedule)
             if path is not None and not keeper.policy.weights_only:
@@ -137,12 +138,14 @@ class Saver:
             return False
         return manifest.run_id == self._run.trainer.run_id and not manifest.weights_only
 
-    def content(self) -> CheckpointContent:
-        """Gather what a checkpoint holds now."""
+    def content(self, *, trainable_only: bool = False) -> CheckpointContent:
+        """Gather what a checkpoint holds now, with `trainable_only` without parameters that are not trained."""
         run, trainer = self._run, self._run.trainer
         progress, optimization = trainer.progress, self._optimization
         further = tensor_sets(run)
-        shards = further.pop("model")
+        shards, left_out = further.pop("model"), None
+        if trainable_only:
+            shards, left_out = without_frozen(shards, run.strategy.unwrap(run.module), self._hashes)
         optimizers = dict(zip(optimization.names, optimization.optimizers, strict=True))
         state: dict[str, Any] = {
             "progress": progress.state_dict(),
@@ -170,6 +173,8 @@ class Saver:
             "task_class": f"{type(run.task).__module__}.{type(run.task).__qualname__}",
             "setup": setup_of(run, self._loader),
         }
+        if left_out is not None:
+            state[STATE] = left_out
         custom: dict[str, Any] = {"epoch": progress.epochs, "global_step": progress.steps}
         for hook in run.hooks.of("on_save_checkpoint"):
             hook(custom)
