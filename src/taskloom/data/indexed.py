@@ -51,7 +51,8 @@ class IndexedSource(Source):
         self._indices.part = rank
         self._view = _view(loader, self._indices)
         self._persists = bool(loader.num_workers and loader.persistent_workers)
-        self._has_started = False
+        self._has_started = self._resumed = False
+        self._begun_in = -1
         self._apart = not loader.num_workers and math.isinf(loader_length(loader))
         self._epoch_seed = 0
         self._arrivals: _Arrivals | None = None if loader.in_order or not loader.num_workers else _Arrivals()
@@ -59,7 +60,8 @@ class IndexedSource(Source):
     def begin_epoch(self, epoch: int, *, resumed: bool) -> None:
         """Tell samplers and the data set the number of the epoch."""
         self._epoch = self._indices.epoch = epoch
-        if not resumed:
+        self._resumed = resumed or self._begun_in == epoch  # a first batch may be in hand and not be trained on
+        if not self._resumed:
             self._indices.begin()
         for told in (*samplers_of(self._loader).values(), self._loader.dataset):
             if isinstance(told, OrderedByEpoch):
@@ -67,7 +69,8 @@ class IndexedSource(Source):
 
     def batches(self, done: int) -> Iterator[Any]:
         """Iterate from batch `done` on; the sampler runs over the indices before it, whose samples are not read."""
-        if not done:
+        self._begun_in = self._epoch
+        if not self._resumed:
             if self._arrivals is not None:
                 self._arrivals = _Arrivals()
             if self._apart:
@@ -93,7 +96,8 @@ class IndexedSource(Source):
             "missing": missing,
             "reached": reached,
             "epoch_seed": self._epoch_seed,
-            "indices": self._indices.state_dict(reached),
+            "begun_in": epoch if epoch == self._begun_in else -1,
+            "indices": self._indices.state_dict(reached, within=epoch == self._begun_in),
             "workers_started": self._persists and (self._has_started or self._indices.was_started),
             "own": {} if self._loader.num_workers else own_states(self._own()),
         }
@@ -107,6 +111,7 @@ class IndexedSource(Source):
         check_kind(state, self.kind)
         self._check_settings(state)
         self._epoch_seed = state["epoch_seed"]
+        self._begun_in = state["begun_in"] if "at_iter" in state["indices"] else -1
         if state["missing"] or (self._arrivals is not None):
             self._arrivals = _Arrivals(state["missing"], state["reached"])
         self._indices.load_state_dict(state["indices"])

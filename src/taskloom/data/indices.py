@@ -124,7 +124,7 @@ class IndexStream:
 
         Args:
             missing: numbers of the single batches.
-            reached: number of the batch from which on all are wanted, above 0.
+            reached: number of the batch from which on all are wanted.
 
         Raises:
             CheckpointError: the sampler does not yield the indices that it had.
@@ -156,14 +156,15 @@ class IndexStream:
         if self._own_then is not None:
             restore_own_states(self._own, self._own_then)
 
-    def state_dict(self, reached: int) -> dict[str, Any]:
+    def state_dict(self, reached: int, *, within: bool) -> dict[str, Any]:
         """Return what the order follows from.
 
         Args:
-            reached: batches that are done; 0 between epochs.
+            reached: batches that are done.
+            within: an epoch that has been begun, rather than between two.
         """
         state: dict[str, Any] = {"own": own_states(self._own), "attributes": self._attributes.state_dict()}
-        if not reached or self._at_iter is None:
+        if not within or self._at_iter is None:
             return state
         same = self._at_first is not None and _equal(self._at_first, self._at_iter)
         back = self._drawn - reached + 1

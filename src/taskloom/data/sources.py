@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from taskloom.data.combined import CombinedLoader
 from taskloom.data.generators import Generators
 from taskloom.data.kept import KeptBatches, KeptSource
 from taskloom.data.source import Source, Stateful, Told, told_nobody
@@ -26,6 +27,8 @@ def source_of(loader: Iterable[Any], generators: Generators, *, rank: int = 0, t
     # A DataLoader with an __iter__ of its own may make of its batches what it likes, so it belongs to the rest.
     if isinstance(loader, KeptBatches):
         return KeptSource(loader)
+    if isinstance(loader, CombinedLoader):
+        return loader.source(lambda part: source_of(part, generators, rank=rank, told=told))
     if isinstance(loader, Stateful):
         from taskloom.data.stateful import StatefulSource
 
