@@ -307,7 +307,7 @@ def test_a_run_folder_that_exists(tmp_path: Path) -> None:
     for _ in range(2):
         assert trainer(overwrite=True).fit(Line(), loader()).run_folder == tmp_path / "mine"
     kept = sorted(path.name for path in (tmp_path / "mine").iterdir())
-    assert kept == ["checkpoints", "checkpoints-1", "checkpoints-2"]
+    assert kept == ["checkpoints", "checkpoints-1", "checkpoints-2", "run.json"]
 
 
 def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from taskloom.core.errors import MissingPackageError, explain, missing_package, nearest
+from taskloom.core.policies import RunFolder
 
 Place: TypeAlias = Path
 """A `pathlib.Path`, or a `upath.UPath` that is used as one."""
@@ -89,6 +90,16 @@ def same_store(path: Place, text: str | PurePath) -> bool:
     match = _URL.match(str(text))
     remote: Any = path
     return is_remote(path) and match is not None and match["protocol"].lower() == remote.protocol
+
+
+def run_root(choice: RunFolder) -> Place:
+    """Return the folder of all runs as a path."""
+    return as_path(choice.root, choice.storage_options)
+
+
+def place_of(path: str | PurePath, choice: RunFolder) -> Place:
+    """Return a path that a user typed; in a store of the kind that runs go to, with the options for that."""
+    return as_path(path, choice.storage_options if same_store(run_root(choice), path) else None)
 
 
 def store_of(path: Place) -> tuple[Any, str]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
+from taskloom.checkpoint.place import place_of
 from taskloom.core.errors import explain
 from taskloom.core.policies import RunFolder
 from taskloom.core.transfer import move_to_device
@@ -319,7 +320,7 @@ class Fabric(Training, Processes):
         """Write a checkpoint: `fabric.save("runs/step-3", {"model": model, "optimizer": optimizer, "step": 3})`.
 
         Args:
-            path: folder to make.
+            path: folder to make, or the URL of one (`s3://bucket/step-3`).
             state: modules, optimizers, objects with `state_dict` and `load_state_dict`, and data of any nesting.
             filter: per key of the state a function of (name, value) that tells what is kept of a module or a mapping.
 
@@ -327,7 +328,7 @@ class Fabric(Training, Processes):
             CheckpointError: a value is not data (tensors are), or the folder cannot be written.
             ValueError: an optimizer without its module, or a filter for something else.
         """
-        save_state(path, Parts(state, self._unwrapped), self.strategy, filter or {})
+        save_state(place_of(path, self._run_dir), Parts(state, self._unwrapped), self.strategy, filter or {})
         self.barrier("save")
 
     def load(self, path: str | Path, state: dict[str, Any] | None = None, strict: bool = True) -> dict[str, Any]:
@@ -346,9 +347,9 @@ class Fabric(Training, Processes):
             CheckpointError: it does not verify, or does not fit; names what.
         """
         if state is None:
-            return read_state(path)
+            return read_state(place_of(path, self._run_dir))
         parts = Parts(state, self._unwrapped)
-        values = load_state(path, parts, self.strategy, strict=strict)
+        values = load_state(place_of(path, self._run_dir), parts, self.strategy, strict=strict)
         for key in parts.values:
             if key in values:
                 state[key] = values.pop(key)

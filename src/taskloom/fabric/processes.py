@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from taskloom.checkpoint.files import make_folder
+from taskloom.checkpoint.mirror import LogMirror
+from taskloom.checkpoint.place import is_remote, run_root
 from taskloom.core.policies import RunFolder
 from taskloom.core.seed import seed_everything
+from taskloom.data.generators import NAMES, Generators, OwnGenerator, synchronize
 from taskloom.strategies import Strategy
 from taskloom.strategies.base import ReduceOperation
 
@@ -36,6 +40,7 @@ class Processes:
     loggers: list[Logger]
     _run_dir: RunFolder
     _run_folder: Path | None = None
+    _mirror: LogMirror | None = None
     _logged = 0
 
     @property
@@ -113,11 +118,23 @@ class Processes:
 
         Args:
             seed: from 0 to 2**32 - 1; drawn by rank 0 when None.
-            workers: accepted for Lightning's signature; workers of loaders always have distinct seeds.
+            workers: accepted for Lightning's signature; see `taskloom.seed_everything`.
             device_specific: add the rank, so that processes draw different numbers.
         """
         chosen = self.broadcast(seed_everything(seed, workers=workers))
         return seed_everything(chosen, workers=workers, device_specific=device_specific, rank=self.global_rank)
+
+    def synchronize_generators(self, names: Collection[str] = NAMES, *own: OwnGenerator) -> None:
+        """Let chosen random generators go on, in every process, from the state they have on rank 0.
+
+        Args:
+            names: out of `"python"`, `"numpy"`, `"torch"` (on the CPU) and `"device"`.
+            own: further generators, such as a sampler's; as many and in the same order on every rank.
+
+        Raises:
+            ValueError: a name is not known.
+        """
+        synchronize(Generators(self.strategy.accelerator, self.strategy.device), names, own, self.broadcast)
 
     def call(self, hook_name: str, *args: Any, **kwargs: Any) -> None:
         """Call the method of that name of every callback that has one."""
@@ -157,21 +174,25 @@ class Processes:
 
     @property
     def run_folder(self) -> Path:
-        """The folder that loggers write to; made on first use."""
+        """The folder of the run; made on first use. Where it lies in a store, loggers write to a copy on this disk."""
         if self._run_folder is None:
             name = self._run_dir.name or f"fabric-{datetime.now():%Y%m%d-%H%M%S-%f}"
-            self._run_folder = Path(self._run_dir.root) / name
-            self._run_folder.mkdir(parents=True, exist_ok=True)
+            self._run_folder = run_root(self._run_dir) / name
+            make_folder(self._run_folder)
         return self._run_folder
 
     def _start_loggers(self) -> None:
         if self._run_folder is None:
             folder = self.run_folder
+            self._mirror = LogMirror(folder, Path(self._run_dir.log_root)) if is_remote(folder) else None
             for logger in self.loggers:
-                logger.start(folder, run_name=folder.name, project=self._run_dir.project)
+                logs = self._mirror.local if self._mirror is not None else folder
+                logger.start(logs, run_name=folder.name, project=self._run_dir.project)
 
     def _finish_loggers(self) -> None:
         if self._run_folder is not None:
             for logger in self.loggers:
                 logger.finish("finished")
-            self._run_folder = None
+            if self._mirror is not None:
+                self._mirror.copy()
+            self._run_folder, self._mirror = None, None

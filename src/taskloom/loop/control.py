@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from taskloom.callbacks import Callback
 from taskloom.callbacks.base import check_hook_names
 from taskloom.checkpoint import CheckpointKeeper, CheckpointPolicy, write_checkpoint
-from taskloom.core.errors import Preempted, explain
+from taskloom.checkpoint.place import place_of
+from taskloom.core.errors import NonFiniteError, Preempted, explain
 from taskloom.core.policies import GradientClipping
 from taskloom.core.progress import Progress
 from taskloom.loop.building import keepers_of
@@ -65,7 +66,12 @@ class Control(Facts):
             self._wake()
 
     def save_checkpoint(self, path: str | Path, weights_only: bool = False) -> None:
-        """Write a checkpoint of the fit in hand, or the last one, to the folder `path`; return once it is verified."""
+        """Write a checkpoint of the fit in hand, or the last one, to the folder `path`; return once it is verified.
+
+        Args:
+            path: a folder, or a URL such as `s3://bucket/kept/step-1000`.
+            weights_only: leave out what only a training needs.
+        """
         saver = self.parts.saver
         if saver is None:
             raise RuntimeError(
@@ -76,7 +82,8 @@ class Control(Facts):
                 )
             )
         with saver.attached() if self.state.stage is None else nullcontext():
-            write_checkpoint(Path(path), saver.content(), weights_only=weights_only)
+            target = place_of(path, self.settings.folder)
+            write_checkpoint(target, saver.content(), weights_only=weights_only)
 
     def log_artifact(self, path: str | Path, name: str | None = None) -> None:
         """Keep a file or folder with the run, in every logger that can; callbacks see it first in `on_push_begin`.
@@ -197,10 +204,18 @@ class Control(Facts):
         self.record.end()
 
     def save_interrupted(self, error: BaseException) -> None:
-        """A stage ended badly; after Ctrl-C the weights are whole, so they are saved."""
-        if isinstance(error, KeyboardInterrupt) and self.state.stage == "fit" and self.parts.saver is not None:
+        """A stage ended badly; after Ctrl-C the weights are whole, so they are saved, and else where that is asked."""
+        fit, saver = self.parts.fit, self.parts.saver
+        if self.parts.stage != "fit" or fit is None or saver is None:
+            return
+        if isinstance(error, KeyboardInterrupt):
             self.stop_reason = "Ctrl-C"
-            self.parts.saver.at_end()
+            saver.at_end()
+        elif isinstance(error, Exception) and any(each.saves_on_exception for each in self.active_callbacks):
+            spoilt = isinstance(error, NonFiniteError)
+            outcome = "the weights may not be finite" if spoilt else fit.save_after_failure()
+            if isinstance(outcome, str):
+                self.record.reporter.message(f"No checkpoint was saved after the failure, because {outcome}.")
 
     def save_preempted(self, preempted: Preempted) -> None:
         """Save a fit that was asked to leave, if there is anything to save, and hand its job back."""

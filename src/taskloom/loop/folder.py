@@ -21,15 +21,15 @@ from taskloom.checkpoint.folder import LAST, PassedOver, best_checkpoint, search
 from taskloom.checkpoint.place import (
     Place,
     StoreError,
-    as_path,
     children,
     is_file,
     is_folder,
     is_remote,
     kind_of,
     modified_at,
+    place_of,
     read_bytes,
-    same_store,
+    run_root,
 )
 from taskloom.core.errors import CheckpointError, explain
 from taskloom.core.policies import RunFolder
@@ -64,16 +64,6 @@ class Found:
             more = f" and {len(self.other_runs) - 3} more" if len(self.other_runs) > 3 else ""
             lines.append(f"Run: {self.run.name} (passed over {shown}{more})")
         return [*lines, *(f"Passed over {each}" for each in self.passed_over)]
-
-
-def run_root(choice: RunFolder) -> Place:
-    """Return the folder of all runs as a path."""
-    return as_path(choice.root, choice.storage_options)
-
-
-def place_of(path: str | PurePath, choice: RunFolder) -> Place:
-    """Return a path that a user typed; in the store that runs go to, with the options for that."""
-    return as_path(path, choice.storage_options if same_store(run_root(choice), path) else None)
 
 
 def make_run_folder(choice: RunFolder, task_name: str, *, task_class: str = "", run_id: str = "") -> Place:

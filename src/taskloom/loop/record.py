@@ -13,12 +13,13 @@ from warnings import warn
 from taskloom.callbacks import ModelSummary
 from taskloom.checkpoint import CheckpointKeeper, CheckpointReader
 from taskloom.checkpoint.files import replace_file
+from taskloom.checkpoint.mirror import LogMirror
 from taskloom.checkpoint.place import children, is_remote
 from taskloom.core.errors import TaskloomWarning, explain
 from taskloom.core.hooks import overridden
+from taskloom.core.policies import RunFolder
 from taskloom.core.task import TaskModule
 from taskloom.loggers.group import LoggerGroup
-from taskloom.loggers.mirror import LogMirror
 from taskloom.loop.folder import Found, make_run_folder, require_shared, run_folder_of
 from taskloom.loop.run import Run
 from taskloom.report import ProgressReporter, batch_line, closing_lines, next_commands, start_lines, summarize
@@ -40,6 +41,7 @@ class Record:
 
     Attributes:
         folder: of the run, None until one is needed.
+        automatic: the run that `ckpt_path="auto"` stands for; None where it was not asked for.
         run_id: told apart from every other run's; checkpoints carry it.
         config_text: YAML of the resolved configuration.
     """
@@ -49,6 +51,7 @@ class Record:
     ) -> None:
         self._trainer, self.loggers, self.reporter, self.shows, self._asked = trainer, loggers, reporter, shows, asked
         self.folder: Path | None = None
+        self.automatic: RunFolder | None = None
         self._mirror: LogMirror | None = None
         self.run_id = secrets.token_hex(8)
         self.config_text: str | None = None
@@ -89,7 +92,7 @@ class Record:
             require_shared(self.folder, self.run_id, trainer.strategy.node_rank)
 
     def _new_folder(self, task: TaskModule) -> Path:
-        choice = self._trainer.settings.folder
+        choice = self.automatic or self._trainer.settings.folder
         return make_run_folder(choice, type(task).__name__, task_class=class_path(task), run_id=self.run_id)
 
     def _start_loggers(self, folder: Path, *, resumed: bool) -> None:

@@ -1,4 +1,4 @@
-"""`LogMirror`: the files that loggers write, for a run whose folder lies in a store.
+"""`LogMirror`: the files that loggers write, where the folder of a run lies in a store.
 
 A store cannot append to a file, so loggers write to a folder of this machine, and what has changed there is copied to
 the run before each checkpoint becomes visible and at the end. A resumed run gets the copies back first, on whichever
