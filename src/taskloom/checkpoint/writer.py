@@ -7,7 +7,7 @@ place only then. A process killed at any point leaves the earlier checkpoints as
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import PurePath
@@ -48,6 +48,8 @@ class CheckpointContent:
         aliases: tied weights, alias to stored name; see `find_aliases`. Pieces of aliases may be among `model`.
         save_id: identifies this content, so that policies which save it at the same step share one checkpoint.
         further: pieces of more sets of tensors by the name of their folder, such as averaged weights of a callback.
+        before: called when everything is written and verified and the checkpoint is about to appear, for what must not
+            lag behind it, such as copies of logs.
     """
 
     model: Iterable[Shard]
@@ -61,6 +63,7 @@ class CheckpointContent:
     aliases: dict[str, str] = field(default_factory=dict)
     save_id: str = field(default_factory=lambda: secrets.token_hex(8))
     further: dict[str, list[Shard]] = field(default_factory=dict)
+    before: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
         self.model, self.optimizer = list(self.model), list(self.optimizer)  # several policies may read them
@@ -105,6 +108,8 @@ def write_checkpoint(
         with staging:
             files = _write_files(staging.folder, plans, state, content.config, fsync=fsync)
             manifest = manifest_of(content, files, weights_only=weights_only)
+            if content.before is not None:
+                content.before()
             staging.publish(manifest, lambda folder, known: problems_of(folder, hashes=fsync, manifest=known))
     return manifest
 

@@ -109,7 +109,6 @@ class Record:
     def copy_logs(self) -> None:
         """Copy what loggers wrote to a run folder that lies in a store; nothing for one that does not."""
         if self._mirror is not None:
-            self.loggers.flush()
             self._mirror.copy()
 
     def tell_found(self, found: Found) -> None:
