@@ -77,7 +77,7 @@ def search(folder: Place, *, for_resume: bool = True, hashes: bool = True) -> tu
     """
     if not is_folder(folder):
         return None, [PassedOver(folder, "it does not exist")]
-    found, passed_over = _candidates(folder)
+    found, passed_over = candidates(folder)
     for manifest, path in sorted(found, key=lambda each: (each[0].saved_at, each[0].step, each[1].name), reverse=True):
         if manifest.weights_only and for_resume:
             passed_over.append(PassedOver(path, "it holds only weights, training cannot continue from it"))
@@ -89,7 +89,7 @@ def search(folder: Place, *, for_resume: bool = True, hashes: bool = True) -> tu
     return None, passed_over
 
 
-def _candidates(folder: Place) -> tuple[list[tuple[Manifest, Place]], list[PassedOver]]:
+def candidates(folder: Place) -> tuple[list[tuple[Manifest, Place]], list[PassedOver]]:
     """Return what looks like a checkpoint, and what does not although one would expect it to."""
     found: list[tuple[Manifest, Place]] = []
     passed_over: list[PassedOver] = []
@@ -169,7 +169,7 @@ def _next_best(folder: Place, entry: Mapping[str, Any], lost: str) -> str:
     monitor, sign = str(entry.get("monitor")), -1.0 if entry.get("mode") == "max" else 1.0
     measured = [
         (sign * value, path, value)
-        for manifest, path in _candidates(folder)[0]
+        for manifest, path in candidates(folder)[0]
         for value, step in [manifest.metrics.get(monitor, (math.nan, -1))]
         if path.name != lost and step == manifest.step and math.isfinite(value)
     ]

@@ -1,4 +1,4 @@
-"""The command line: `task fit|validate|test|predict|check|new|env`, and `TaskCLI` for a project's own command.
+"""The command line: `task fit|validate|test|predict|check|ckpt|new|env`, and `TaskCLI` for a project's own command.
 
 This module imports nothing heavy, so that `task --help` answers at once; each command is imported when it is asked for.
 """

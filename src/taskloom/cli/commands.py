@@ -35,6 +35,7 @@ COMMANDS: Final = {
         Command("test", "taskloom.cli.test", "run the test loop once", stage=True),
         Command("predict", "taskloom.cli.predict", "predict and, with --output, write the predictions", stage=True),
         Command("check", "taskloom.cli.check", "check a configuration without loading data", stage=True),
+        Command("ckpt", "taskloom.cli.ckpt", "list, check, compare, export, import and prune checkpoints"),
         Command("new", "taskloom.cli.new", "start a project from a template, or update one"),
         Command("env", "taskloom.cli.env", "report versions, devices and optional packages"),
     )
