@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from taskloom.checkpoint.place import Place, is_remote
+from taskloom.checkpoint.place import Place, is_file, is_remote
 from taskloom.cli.command_line import CommandLine
 from taskloom.cli.layers import config_files, environment_layers, file_layers, import_folders, merge
 from taskloom.cli.locate import Maker
@@ -42,10 +42,12 @@ def checkpoint_layer(
         return None
     checkpoint = _checkpoint(str(text), line, environment)
     path = checkpoint / _FILE
-    if not path.is_file():
-        return None
     try:
-        saved = read_file(str(path))
+        if not is_file(path):
+            return None
+        saved = read_file(path)
+    except OSError:  # the Trainer will tell
+        return None
     except ConfigError as error:
         problems.extend(error.problems)
         return None

@@ -6,11 +6,12 @@ PyYAML's composer keeps the position of each node until values are constructed, 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import yaml
 
+from taskloom.checkpoint.place import as_path, read_bytes
 from taskloom.cli.tree import Node
 from taskloom.core.errors import ConfigError, explain
 
@@ -30,15 +31,15 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_file(path: str) -> Node:
-    """Return the tree of a YAML file.
+def read_file(path: str | PurePath) -> Node:
+    """Return the tree of a YAML file, which may be a URL.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, repeats a key, or does not hold a mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(as_path(path)).decode()
+    except (OSError, ImportError, ValueError) as error:
         raise ConfigError(
             [
                 f"{path}: "
@@ -47,6 +48,7 @@ def read_file(path: str) -> Node:
                 )
             ]
         ) from error
+    path = str(path)
     tree = read_text(text, path)
     if tree.value is None:
         return Node({}, f"{path}:1")
