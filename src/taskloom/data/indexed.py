@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -21,17 +21,8 @@ from taskloom.data.generators import Generators, own_generators, own_states, res
 from taskloom.data.indices import RESTART, IndexStream, samplers_of
 from taskloom.data.isolation import Isolated
 from taskloom.data.loaders import loader_length
-from taskloom.data.seeding import NumberedCollate, SeededIndices, WorkerStart, stream_seed
+from taskloom.data.seeding import NumberedCollate, OrderedByEpoch, SeededIndices, WorkerStart, stream_seed
 from taskloom.data.source import Source, check_kind
-
-
-@runtime_checkable
-class OrderedByEpoch(Protocol):
-    """A sampler whose order follows from the number of the epoch, as that of torch's `DistributedSampler`."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the number of the epoch that is about to begin."""
-        ...
 
 
 class IndexedSource(Source):
@@ -41,11 +32,14 @@ class IndexedSource(Source):
         loader: the user's.
         generators: of the process.
         rank: of the process.
+        read_ahead: batches are taken before the one before is trained on; always so without a length.
     """
 
     kind = "a map-style DataLoader"
 
-    def __init__(self, loader: DataLoader[Any], generators: Generators, *, rank: int = 0) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], generators: Generators, *, rank: int = 0, read_ahead: bool = False
+    ) -> None:
         self._loader, self._generators, self._rank, self._epoch = loader, generators, rank, 0
         self._indices = IndexStream(loader, generators, SeededIndices if loader.num_workers else None)
         self._indices.part = rank
@@ -53,7 +47,7 @@ class IndexedSource(Source):
         self._persists = bool(loader.num_workers and loader.persistent_workers)
         self._has_started = self._resumed = False
         self._begun_in = -1
-        self._apart = not loader.num_workers and math.isinf(loader_length(loader))
+        self._apart = not loader.num_workers and (read_ahead or math.isinf(loader_length(loader)))
         self._epoch_seed = 0
         self._arrivals: _Arrivals | None = None if loader.in_order or not loader.num_workers else _Arrivals()
 

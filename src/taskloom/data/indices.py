@@ -35,11 +35,19 @@ from torch.utils.data import (
 from taskloom.core.errors import CheckpointError, explain
 from taskloom.data.attributes import ChangedAttributes
 from taskloom.data.generators import Generators, States, own_generators, own_states, restore_own_states
+from taskloom.data.samplers import SeedableRandomSampler
 from taskloom.data.seeding import seed_process, stream_seed
 from taskloom.data.source import READ_AHEAD
 
 _STANDARD: Final = frozenset(
-    {SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler}
+    {
+        SequentialSampler,
+        RandomSampler,
+        SubsetRandomSampler,
+        WeightedRandomSampler,
+        DistributedSampler,
+        SeedableRandomSampler,
+    }
 )
 _WATCHED: Final = 16
 RESTART: Final = "begin the epoch's data anew with restore.data='restart'"
@@ -61,8 +69,8 @@ class IndexStream:
     Args:
         loader: the user's.
         generators: of the process.
-        item: makes what a worker is sent of an index batch, the epoch's seed and the batch's number; None without
-            worker processes.
+        item: makes what a worker is sent of an index batch, the epoch's seed, the batch's number and the epoch's; None
+            without worker processes.
 
     Attributes:
         epoch: its number.
@@ -72,7 +80,7 @@ class IndexStream:
     """
 
     def __init__(
-        self, loader: DataLoader[Any], generators: Generators, item: Callable[[Any, int, int], Any] | None
+        self, loader: DataLoader[Any], generators: Generators, item: Callable[[Any, int, int, int], Any] | None
     ) -> None:
         named = samplers_of(loader)
         self._sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
@@ -148,6 +156,8 @@ class IndexStream:
             batches = self._noted(self._batches(iterator))
             kept = [(number, batch) for number, batch in enumerate(islice(batches, reached)) if number in wanted]
             self._check(reached)
+        if not reached:  # nothing has made the sampler draw yet what its order follows from
+            batches = chain(list(islice(batches, 1)), batches)
         self._own_then = own_states(self._own)
         self._taken_up = self._rest(chain(kept, enumerate(batches, reached)))
 
@@ -204,7 +214,7 @@ class IndexStream:
 
     def _sent(self, numbered: Iterator[tuple[int, Any]]) -> Iterator[Any]:
         for number, batch in _one_ahead(numbered):
-            yield batch if self._item is None else self._item(batch, self._seed, number)
+            yield batch if self._item is None else self._item(batch, self._seed, number, self.epoch)
 
     def _batches(self, iterator: Iterator[Any]) -> Iterator[Any]:
         if self._standard:

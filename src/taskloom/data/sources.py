@@ -13,7 +13,9 @@ from taskloom.data.kept import KeptBatches, KeptSource
 from taskloom.data.source import Source, Stateful, Told, told_nobody
 
 
-def source_of(loader: Iterable[Any], generators: Generators, *, rank: int = 0, told: Told = told_nobody) -> Source:
+def source_of(
+    loader: Iterable[Any], generators: Generators, *, rank: int = 0, told: Told = told_nobody, read_ahead: bool = False
+) -> Source:
     """Return what makes a loader one that can be left and taken up at any batch.
 
     Args:
@@ -21,6 +23,7 @@ def source_of(loader: Iterable[Any], generators: Generators, *, rank: int = 0, t
         generators: of this process. A source leaves them as if it had not drawn for its own ends.
         rank: of this process among those that train on the same data; parts the random streams of their workers.
         told: how far reading again has come, for what cannot be taken up without.
+        read_ahead: the loader is part of a combination whose batches are taken before the one before is trained on.
     """
     # A source is imported where it is needed: most runs need one kind. The order: a loader with state_dict and
     # load_state_dict, a CombinedLoader, a DataLoader over an IterableDataset, any other DataLoader, the rest.
@@ -28,7 +31,8 @@ def source_of(loader: Iterable[Any], generators: Generators, *, rank: int = 0, t
     if isinstance(loader, KeptBatches):
         return KeptSource(loader)
     if isinstance(loader, CombinedLoader):
-        return loader.source(lambda part: source_of(part, generators, rank=rank, told=told))
+        read_ahead = read_ahead or not loader.is_reliable
+        return loader.source(lambda part: source_of(part, generators, rank=rank, told=told, read_ahead=read_ahead))
     if isinstance(loader, Stateful):
         from taskloom.data.stateful import StatefulSource
 
@@ -40,7 +44,7 @@ def source_of(loader: Iterable[Any], generators: Generators, *, rank: int = 0, t
         if plain:
             from taskloom.data.indexed import IndexedSource
 
-            return IndexedSource(loader, generators, rank=rank)
+            return IndexedSource(loader, generators, rank=rank, read_ahead=read_ahead)
     from taskloom.data.rereading import ListSource, RereadSource
 
     if type(loader) in (list, tuple):
