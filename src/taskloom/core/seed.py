@@ -19,8 +19,9 @@ def seed_everything(
 
     Args:
         seed: between 0 and 2**32 - 1; drawn from the operating system when `None`.
-        workers: kept for Lightning's signature. Loader workers always get distinct seeds: torch derives them from the
-            main process for `random` and `torch`, and for NumPy since 1.26 or torch 2.8.
+        workers: accepted for Lightning's signature. Under a Trainer every batch that a worker makes has streams of its
+            own in any case; in a loop of your own torch seeds each worker of each epoch from the main process, and
+            `DataLoader(..., worker_init_fn=taskloom.data.seed_worker)` parts them by rank as well.
         device_specific: add the rank to the seed, so that processes draw different numbers.
         rank: of this process, used with `device_specific`.
 

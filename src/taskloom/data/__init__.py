@@ -3,5 +3,16 @@
 from __future__ import annotations
 
 from taskloom.data.loaders import NamedLoader, feed, named_loaders, suggested_num_workers
+from taskloom.data.reproducible import ReproducibleDataset
+from taskloom.data.samplers import SeedableRandomSampler
+from taskloom.data.seeding import seed_worker
 
-__all__ = ["NamedLoader", "feed", "named_loaders", "suggested_num_workers"]
+__all__ = [
+    "NamedLoader",
+    "ReproducibleDataset",
+    "SeedableRandomSampler",
+    "feed",
+    "named_loaders",
+    "seed_worker",
+    "suggested_num_workers",
+]

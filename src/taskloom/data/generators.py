@@ -7,22 +7,25 @@ data set or a transform is found by walking its attributes, and named by the way
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy
 import torch
 
 from taskloom.accelerators.base import Accelerator
-from taskloom.core.errors import CheckpointError, explain
+from taskloom.core.errors import CheckpointError, explain, nearest
+
+if TYPE_CHECKING:
+    from numpy.random import Generator as NumPyGenerator
+    from numpy.random import RandomState
 
 States = dict[str, Any]
-OwnGenerator = random.Random | numpy.random.Generator | numpy.random.RandomState | torch.Generator
+OwnGenerator: TypeAlias = "random.Random | NumPyGenerator | RandomState | torch.Generator"
 
 NAMES: Final = ("python", "numpy", "torch", "device")
-_OWN: Final = (random.Random, numpy.random.Generator, numpy.random.RandomState, torch.Generator)
 # Generators are held by samplers, data sets and transforms. What is none of these is not searched: a million samples in
 # a list, the parameters of a network, an open file.
 _CLOSED: Final = (
@@ -101,7 +104,8 @@ def own_generators(owners: Mapping[str, Any], without: Any = None) -> dict[str, 
 
 
 def _walk(value: Any, way: str, seen: set[int], depth: int) -> Iterator[tuple[str, OwnGenerator]]:
-    if isinstance(value, _OWN):
+    # `numpy.random` is imported on first use, which is not before there is something to draw.
+    if isinstance(value, (random.Random, torch.Generator, numpy.random.Generator, numpy.random.RandomState)):
         if id(value) not in seen and not isinstance(value, random.SystemRandom):
             seen.add(id(value))
             yield way, value
@@ -181,3 +185,35 @@ def restore_own_states(generators: Mapping[str, OwnGenerator], states: Mapping[s
 def _python_state(state: Any) -> tuple[Any, ...]:
     version, internal, gauss = state
     return version, tuple(internal), gauss
+
+
+def synchronize(
+    generators: Generators,
+    names: Collection[str],
+    own: Collection[OwnGenerator],
+    broadcast: Callable[[Any], Any],
+) -> None:
+    """Give every process the state that chosen generators have in the first one.
+
+    Args:
+        generators: of this process.
+        names: which of them, out of `NAMES`.
+        own: further ones, as many and in the same order in every process.
+        broadcast: returns what the first process passes.
+
+    Raises:
+        ValueError: a name is not known.
+    """
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise ValueError(
+            explain(
+                f"There is no generator {unknown[0]!r}.{nearest(unknown[0], NAMES)}",
+                got=list(names),
+                fix=f"choose from {', '.join(map(repr, NAMES))}, and pass generators of your own as objects",
+            )
+        )
+    states, own_ones = broadcast((generators.states(names), [own_state(each) for each in own]))
+    generators.restore(states)
+    for generator, state in zip(own, own_ones, strict=True):
+        set_own_state(generator, state)

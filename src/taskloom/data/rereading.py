@@ -17,10 +17,9 @@ from torch.utils.data import DataLoader
 
 from taskloom.core.errors import CheckpointError, explain
 from taskloom.data.generators import Generators, own_generators, own_states, restore_own_states
-from taskloom.data.indexed import OrderedByEpoch
 from taskloom.data.isolation import Isolated
 from taskloom.data.loaders import loader_length
-from taskloom.data.seeding import stream_seed
+from taskloom.data.seeding import OrderedByEpoch, stream_seed
 from taskloom.data.source import Source, Told, check_kind, told_nobody
 
 _FIRST_SECONDS, _EVERY_SECONDS = 2.0, 10.0

@@ -14,13 +14,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy
 import torch
 from torch.utils.data import get_worker_info
 
 from taskloom.data.generators import OwnGenerator, own_generators
+
+
+@runtime_checkable
+class OrderedByEpoch(Protocol):
+    """A sampler or a data set that asks for the number of the epoch, as torch's `DistributedSampler` does."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the number of the epoch that is about to begin."""
+        ...
 
 
 def stream_seed(*parts: Any) -> int:
@@ -53,7 +62,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
 def seed_process(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generator on the CPU from 128 bits.
 
-    Unlike `torch.manual_seed`, leaves those of devices alone: worker processes compute on the CPU.
+    Unlike `torch.manual_seed`, leaves those of devices alone: samples are made on the CPU.
     """
     random.seed(seed)
     numpy.random.seed(_words(seed))
@@ -85,39 +94,43 @@ class SeededIndices:
         indices: as the sampler gave them.
         epoch_seed: of the epoch.
         number: of the batch in its epoch.
+        epoch: its number.
     """
 
-    __slots__ = ("_epoch_seed", "_indices", "_number")
+    __slots__ = ("_parts",)
 
-    def __init__(self, indices: Any, epoch_seed: int, number: int) -> None:
-        self._indices, self._epoch_seed, self._number = indices, epoch_seed, number
+    def __init__(self, indices: Any, epoch_seed: int, number: int, epoch: int) -> None:
+        self._parts = indices, epoch_seed, number, epoch
 
     def __reduce__(self) -> Any:
-        return arrive, (self._indices, self._epoch_seed, self._number)
+        return arrive, self._parts
 
 
 class _Here:
-    """What this worker process knows of itself: who may own generators, and which batch it is making."""
+    """What this worker process knows of itself: who may own generators, and which batch of which epoch it makes."""
 
     def __init__(self) -> None:
         self.collate: Any = None
-        self.number = -1
+        self.number = self.epoch = -1
 
 
 _here = _Here()
 
 
-def arrive(indices: Any, epoch_seed: int, number: int) -> Any:
+def arrive(indices: Any, epoch_seed: int, number: int, epoch: int) -> Any:
     """Seed this worker for a batch and return the batch's indices.
 
     Generators that the data set and the collate function own are seeded too: a worker has them as copies, so left alone
-    every worker, and every epoch, would draw the same from them.
+    every worker, and every epoch, would draw the same from them. And a data set that wants to know the number of the
+    epoch is told here: its copy in a worker that persists does not hear what the main process tells its own.
     """
     seed = batch_seed(epoch_seed, number)
     seed_process(seed)
     worker = get_worker_info()
     if worker is not None:
-        _here.number = number
+        if _here.epoch != epoch and isinstance(worker.dataset, OrderedByEpoch):
+            worker.dataset.set_epoch(epoch)
+        _here.number, _here.epoch = number, epoch
         for name, generator in own_generators({"dataset": worker.dataset, "collate_fn": _here.collate}).items():
             seed_own(generator, stream_seed(seed, name))
     return indices
@@ -131,6 +144,24 @@ def batch_seed(epoch_seed: int, number: int) -> int:
     """
     mixed = stream_seed(epoch_seed, number)
     return (mixed >> 32 << 32) | ((epoch_seed ^ number) & 0xFFFFFFFF)
+
+
+def seed_worker(worker_id: int, rank: int = 0) -> None:
+    """Seed a loader's worker when it starts: a `worker_init_fn` for loops of your own.
+
+    Streams follow from the seed that torch draws for the epoch, the worker and the rank, each generator another,
+    those that the data set owns among them. A Trainer does more: each batch has its own (see the module's text).
+
+    Args:
+        worker_id: of this worker.
+        rank: of the process that it works for; `functools.partial(seed_worker, rank=fabric.global_rank)`.
+    """
+    worker = get_worker_info()
+    seed = stream_seed(0 if worker is None else worker.seed - worker_id, worker_id, rank)
+    seed_process(seed)
+    if worker is not None:
+        for name, generator in own_generators({"dataset": worker.dataset}).items():
+            seed_own(generator, stream_seed(seed, name))
 
 
 class WorkerStart:

@@ -15,10 +15,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from taskloom.data.generators import Generators
-from taskloom.data.indexed import OrderedByEpoch
 from taskloom.data.isolation import Isolated
 from taskloom.data.rereading import announced
-from taskloom.data.seeding import stream_seed
+from taskloom.data.seeding import OrderedByEpoch, stream_seed
 from taskloom.data.source import READ_AHEAD, Source, Stateful, check_kind
 
 

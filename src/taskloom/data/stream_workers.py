@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, IterDataPipe, get_worker_info
 from torch.utils.data._utils.worker import WorkerInfo
 
 from taskloom.data.generators import OwnGenerator, own_generators
-from taskloom.data.indexed import OrderedByEpoch
-from taskloom.data.seeding import batch_seed, seed_own, seed_process, stream_seed
+from taskloom.data.seeding import OrderedByEpoch, batch_seed, seed_own, seed_process, stream_seed
 from taskloom.data.source import Stateful
 
 _PROTOCOL: Final = pickle.HIGHEST_PROTOCOL
