@@ -48,6 +48,7 @@ class IndexedSource(Source):
         self._has_started = self._resumed = False
         self._begun_in = -1
         self._apart = not loader.num_workers and (read_ahead or math.isinf(loader_length(loader)))
+        self._indices.is_apart = self._apart
         self._epoch_seed = 0
         self._arrivals: _Arrivals | None = None if loader.in_order or not loader.num_workers else _Arrivals()
 

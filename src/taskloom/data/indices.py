@@ -74,6 +74,7 @@ class IndexStream:
 
     Attributes:
         epoch: its number.
+        is_apart: it draws from the streams of the batch that is read.
         part: of the data that this process trains on; parts the streams of its workers from those of others.
         was_started: the worker processes of the run that is continued were there before this epoch. Torch asks a new
             iterator's sampler twice, with a draw in between, and one that goes on once.
@@ -88,7 +89,7 @@ class IndexStream:
         self._generators, self._item = generators, item
         self._own = own_generators({"generator": loader.generator, **named}, without=loader.dataset)
         self._attributes = ChangedAttributes({} if self._standard else named)
-        self.epoch, self.part, self.was_started = 0, 0, False
+        self.epoch, self.part, self.was_started, self.is_apart = 0, 0, False, False
         self._at_iter: States | None = None
         self._at_first: States | None = None
         self._pretended: States | None = None
@@ -156,7 +157,7 @@ class IndexStream:
             batches = self._noted(self._batches(iterator))
             kept = [(number, batch) for number, batch in enumerate(islice(batches, reached)) if number in wanted]
             self._check(reached)
-        if not reached:  # nothing has made the sampler draw yet what its order follows from
+        if not reached and not self.is_apart:  # nothing has made the sampler draw yet what its order follows from
             batches = chain(list(islice(batches, 1)), batches)
         self._own_then = own_states(self._own)
         self._taken_up = self._rest(chain(kept, enumerate(batches, reached)))
