@@ -92,7 +92,7 @@ def _rebuild(
     task.on_load_checkpoint(reader.state.get("custom", {}))
     exact = task.strict_loading if strict is None else strict
     weights = Weights(reader, policy, task, cls.__name__, strict=exact)
-    problems = [*weights.problems, *weights.names.unused(reader.model_names(), weights.targets)]
+    problems = [*weights.problems, *weights.names.unused(weights.stored, weights.targets)]
     if problems:
         raise CheckpointError(
             f"The weights in {reader.path} do not fit {cls.__name__}. {' '.join(problems)} Or pass the arguments that "

@@ -23,8 +23,10 @@ class Weights:
         module: that takes them, as its user wrote it.
         owner: whose they are, for errors.
         strict: names must match exactly, unless the policy allows what is missing.
+        prefix: of the names in the checkpoint that are meant; not part of the names of the module.
 
     Attributes:
+        stored: names in the checkpoint.
         targets: the module's parameters, persistent buffers and extra state by name.
         problems: why the checkpoint does not fit, empty if it does.
         missing: names of the module that the checkpoint does not hold.
@@ -41,11 +43,14 @@ class Weights:
         owner: str,
         *,
         strict: bool = True,
+        prefix: str = "",
     ) -> None:
         self._reader, self._policy, self._owner = reader, policy, owner
         self.targets: Mapping[str, Any] = module.state_dict(keep_vars=True)
         targets = self.targets
         self.names: Names = policy.names
+        self.stored = [name.removeprefix(prefix) for name in reader.model_names() if name.startswith(prefix)]
+        self._prefix = prefix
         self.problems: list[str] = []
         self._sources = self._found(policy.weights)
         members = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
@@ -57,8 +62,8 @@ class Weights:
         left_out = {
             name: value
             for stored, value in reader.state.get(STATE, {}).get("tensors", {}).items()
-            for name in [self.names.now(stored)]
-            if name in targets and not self.names.ignores(name)
+            for name in [self.names.now(stored.removeprefix(prefix))]
+            if stored.startswith(prefix) and name in targets and not self.names.ignores(name)
         }
         self.other_base = base_problems(left_out, here, str(reader.path))
         if strict and policy.missing == "error":
@@ -96,7 +101,7 @@ class Weights:
     def tell(self, report: RestoreReport) -> None:
         """Add what differs from the checkpoint to a report."""
         for old, new in self.names.renames.items():
-            count = sum(self.names.now(name) != name for name in self._reader.model_names())
+            count = sum(self.names.now(name) != name for name in self.stored)
             report.changes.append(("Renamed", f"{old} to {new} ({count} tensors renamed in all)"))
         if self._policy.weights != "model":
             report.changes.append(("Weights", f"{self._policy.weights} of the checkpoint"))
@@ -119,8 +124,8 @@ class Weights:
             )
         own = frozenset(reader.names(kind))
         found: dict[str, tuple[str, str]] = {}
-        for stored in reader.model_names():
-            name = self.names.now(stored)
+        for own_name in self.stored:
+            stored, name = self._prefix + own_name, self.names.now(own_name)
             if name in found:
                 self.problems.append(
                     explain(f"restore.rename gives two tensors the name {name!r}", fix="make the patterns narrower")

@@ -14,7 +14,7 @@ the module and the optimizers, and loaders are not rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from taskloom.checkpoint.place import place_of
 from taskloom.core.errors import explain
 from taskloom.core.policies import RunFolder
 from taskloom.core.transfer import move_to_device
+from taskloom.fabric.checkpoints import Checkpoints
 from taskloom.fabric.module import FabricLoader, FabricModule
 from taskloom.fabric.processes import Processes
-from taskloom.fabric.state import Filter, Parts, load_state, read_state, save_state
 from taskloom.fabric.training import Training, bare
 from taskloom.fabric.window import Window
 from taskloom.optim import TaskOptimizer, parameters_of, unique_names, warn_unoptimized
@@ -45,7 +44,7 @@ Value = TypeVar("Value")
 Own = TypeVar("Own", bound="Fabric")
 
 
-class Fabric(Training, Processes):
+class Fabric(Training, Checkpoints, Processes):
     """An accelerator, a precision and a strategy, with everything a training loop asks of them.
 
     Args:
@@ -103,6 +102,7 @@ class Fabric(Training, Processes):
         self._modules: list[FabricModule] = []
         self._wrapped: nn.Module | None = None  # the wrapped module, where there is only one
         self._optimizers: list[TaskOptimizer] = []
+        self._prepare_checkpoints()
         self._window: Window | None = None
         self._open_windows: dict[tuple[int, ...], Window] = {}
 
@@ -315,45 +315,6 @@ class Fabric(Training, Processes):
         return move_to_device(obj, self.device)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
-
-    def save(self, path: str | Path, state: Mapping[str, Any], filter: Filter | None = None) -> None:  # noqa: A002
-        """Write a checkpoint: `fabric.save("runs/step-3", {"model": model, "optimizer": optimizer, "step": 3})`.
-
-        Args:
-            path: folder to make, or the URL of one (`s3://bucket/step-3`).
-            state: modules, optimizers, objects with `state_dict` and `load_state_dict`, and data of any nesting.
-            filter: per key of the state a function of (name, value) that tells what is kept of a module or a mapping.
-
-        Raises:
-            CheckpointError: a value is not data (tensors are), or the folder cannot be written.
-            ValueError: an optimizer without its module, or a filter for something else.
-        """
-        save_state(place_of(path, self._run_dir), Parts(state, self._unwrapped), self.strategy, filter or {})
-        self.barrier("save")
-
-    def load(self, path: str | Path, state: dict[str, Any] | None = None, strict: bool = True) -> dict[str, Any]:
-        """Read a checkpoint that `save` wrote.
-
-        Args:
-            path: its folder.
-            state: what to restore, by the keys it was saved under. Modules, optimizers and stateful objects are
-                restored in place, other values are replaced in this dict.
-            strict: the checkpoint must hold every key of the state, and exactly the tensors of the modules.
-
-        Returns:
-            What `state` did not ask for; without a state everything but the optimizers, modules as dicts of tensors.
-
-        Raises:
-            CheckpointError: it does not verify, or does not fit; names what.
-        """
-        if state is None:
-            return read_state(place_of(path, self._run_dir))
-        parts = Parts(state, self._unwrapped)
-        values = load_state(place_of(path, self._run_dir), parts, self.strategy, strict=strict)
-        for key in parts.values:
-            if key in values:
-                state[key] = values.pop(key)
-        return values
 
     def _unwrapped(self, each: Any) -> Any:
         """Return what the strategy works on: the wrapped module, torch's optimizer."""

@@ -128,7 +128,7 @@ def restore_weights(run: Run, restoration: Restoration) -> None:
     """Hand back what the task and the callbacks had added, then load parameters and buffers, for an evaluation."""
     _hand_back(run, restoration)
     weights = _prepare_weights(run, restoration)
-    restoration.problem(*weights.names.unused(restoration.reader.model_names(), weights.targets))
+    restoration.problem(*weights.names.unused(weights.stored, weights.targets))
     restoration.settle()
     run.strategy.load_model(run.module, weights.tensors(), strict=False)
     load_further(run, restoration.reader)
