@@ -32,6 +32,7 @@ _HOME = {
     "MixedPrecision": "taskloom.precision",
     "NativePrecision": "taskloom.precision",
     "NonFiniteError": "taskloom.core.errors",
+    "Preempted": "taskloom.core.errors",
     "Precision": "taskloom.precision",
     "Progress": "taskloom.core.progress",
     "RestorePolicy": "taskloom.checkpoint",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from taskloom.core.errors import CheckpointError as CheckpointError
     from taskloom.core.errors import ConfigError as ConfigError
     from taskloom.core.errors import NonFiniteError as NonFiniteError
+    from taskloom.core.errors import Preempted as Preempted
     from taskloom.core.errors import TaskloomWarning as TaskloomWarning
     from taskloom.core.interval import Interval as Interval
     from taskloom.core.loss import Loss as Loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +33,7 @@ from taskloom.fabric import Fabric
 from taskloom.loggers import Logger
 from taskloom.loggers.group import LoggerGroup
 from taskloom.loggers.resolve import resolve_loggers
+from taskloom.loop.automatic import AUTOMATIC, automatic_run, find_automatic
 from taskloom.loop.building import build_fit, limited_loaders, one_source, user_loaders
 from taskloom.loop.control import Control, Request
 from taskloom.loop.evaluate import EvaluateLoop, results, sanity_check
@@ -217,13 +219,16 @@ class Trainer(Control):
             train_dataloaders: a loader (any iterable of batches); or a data module.
             val_dataloaders: a loader, a list of them, or a dict that names them.
             datamodule: makes the loaders instead.
-            ckpt_path: continue from a checkpoint: `"last"`, `"best"`, a path, or a run folder.
+            ckpt_path: continue from a checkpoint: `"last"`, `"best"`, a path, or a run folder. `"auto"` continues the
+                run of this name, or of this job, if it has a checkpoint, and begins it otherwise; `"hpc"` is the same.
             restore: what to take from it, everything by default; `RestorePolicy(only="model")` starts a new training
                 from its weights.
 
         Raises:
             ValueError, TypeError: task, loaders or settings do not fit together; says what, why and the remedy.
             CheckpointError: the checkpoint cannot be continued from.
+            Preempted: a signal asked the process to leave, and the checkpoint to continue from is written; not caught,
+                it ends the process with exit code 75.
             NonFiniteError: the loss is not finite and the policy is to stop.
         """
         train_dataloaders, datamodule = one_source(train_dataloaders, datamodule, "train_dataloaders")
@@ -365,8 +370,16 @@ class Trainer(Control):
                 self.progress.load_state_dict(reader.state["progress"])
 
     def _find(self, ckpt_path: str | Path | None, task: TaskModule) -> Found | None:
+        self.record.automatic = None
+        if ckpt_path in AUTOMATIC and self.parts.stage == "fit":
+            self.record.automatic = automatic_run(self.settings.folder, type(task).__name__, os.environ)
+            found = find_automatic(self.record.automatic)
+            if found is not None:
+                self.record.tell_found(found)
+            return found
         if ckpt_path is None:
             return None
+        ckpt_path = "last" if ckpt_path in AUTOMATIC else ckpt_path
         found = find_checkpoint(ckpt_path, self.settings.folder, self.run_folder, task_class=class_path(task))
         self.record.tell_found(found)
         return found

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from taskloom.callbacks.model_checkpoint import ModelCheckpoint
     from taskloom.callbacks.model_pruning import ModelPruning
     from taskloom.callbacks.model_summary import ModelSummary, RichModelSummary
+    from taskloom.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
+    from taskloom.callbacks.preemption import Preemption
     from taskloom.callbacks.spike_detection import SpikeDetection
     from taskloom.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
     from taskloom.callbacks.terminate_on_nan import TerminateOnNaN
@@ -33,6 +35,8 @@ _HOME = {
     "ModelCheckpoint": "model_checkpoint",
     "ModelPruning": "model_pruning",
     "ModelSummary": "model_summary",
+    "OnExceptionCheckpoint": "on_exception_checkpoint",
+    "Preemption": "preemption",
     "RichModelSummary": "model_summary",
     "SpikeDetection": "spike_detection",
     "StochasticWeightAveraging": "stochastic_weight_averaging",
@@ -53,6 +57,8 @@ __all__ = [
     "ModelCheckpoint",
     "ModelPruning",
     "ModelSummary",
+    "OnExceptionCheckpoint",
+    "Preemption",
     "RichModelSummary",
     "SpikeDetection",
     "StochasticWeightAveraging",

@@ -28,11 +28,13 @@ class Callback:
     Attributes:
         monitor: the metric it decides by. A monitoring callback runs after the task in `on_train_epoch_end`, when the
             epoch's metrics are known.
+        saves_on_exception: the run saves a checkpoint when it fails.
         before: callback classes that this one must run before.
         after: callback classes that this one must run after.
     """
 
     monitor: str | None = None
+    saves_on_exception: bool = False
     before: ClassVar[Sequence[type[Callback]]] = ()
     after: ClassVar[Sequence[type[Callback]]] = ()
 

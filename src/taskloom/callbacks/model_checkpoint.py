@@ -23,7 +23,6 @@ _ELSEWHERE = {
     "filename": "checkpoints are called step-00001000, and their metrics stand in manifest.json; read best_model_path",
     "auto_insert_metric_name": "metrics stand in a checkpoint's manifest.json, not in its name",
     "enable_version_counter": "a run has its own folder, so nothing is overwritten",
-    "save_on_exception": "after Ctrl-C a checkpoint is always saved; for other failures lower every_n_train_steps",
     "save_on_train_epoch_end": "a checkpoint is written after the validation that is due at its step",
 }
 
@@ -43,7 +42,7 @@ class ModelCheckpoint(Callback):
         every_n_train_steps: save every so many optimizer steps.
         train_time_interval: save this often in time.
         every_n_epochs: save every so many epochs; 1 by default.
-        save_on_exception: not offered.
+        save_on_exception: save one more when training fails, as `OnExceptionCheckpoint` does; Ctrl-C always saves.
         save_on_train_epoch_end: not offered.
         auto_insert_metric_name: not offered.
         enable_version_counter: not offered.
@@ -75,7 +74,6 @@ class ModelCheckpoint(Callback):
             "filename": filename is not None,
             "auto_insert_metric_name": not auto_insert_metric_name,
             "enable_version_counter": not enable_version_counter,
-            "save_on_exception": save_on_exception,
             "save_on_train_epoch_end": save_on_train_epoch_end is False,
         }
         problems = [
@@ -98,6 +96,7 @@ class ModelCheckpoint(Callback):
         if problems:
             raise ConfigError(problems)
         self.monitor = monitor
+        self.saves_on_exception = save_on_exception
         self.mode, self.verbose = mode, verbose
         self.save_top_k, self.save_last = save_top_k, save_last
         self._keeper: CheckpointKeeper | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
-from taskloom.core.errors import CheckpointError, ConfigError, MissingPackageError
+from taskloom.core.errors import CheckpointError, ConfigError, MissingPackageError, Preempted
 
 
 def exit_cleanly(action: Callable[[], object]) -> None:
@@ -13,7 +14,8 @@ def exit_cleanly(action: Callable[[], object]) -> None:
 
     Raises:
         SystemExit: with 2 after a configuration error and with 1 for a checkpoint that cannot be read or written, both
-            printed without a traceback; with 130 after Ctrl-C.
+            printed without a traceback; with 130 after Ctrl-C, and with 75 (`EX_TEMPFAIL`, try again later) after a
+            signal that asked a run to leave.
     """
     try:
         action()
@@ -25,3 +27,7 @@ def exit_cleanly(action: Callable[[], object]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Preempted:
+        for name in {"SIGTERM", "SIGUSR1"} & signal.Signals.__members__.keys():
+            signal.signal(signal.Signals[name], signal.SIG_IGN)  # schedulers repeat themselves, and we are leaving
+        raise

@@ -39,6 +39,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice, repeat
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +54,7 @@ from taskloom.core.task import TaskModule
 from taskloom.core.transfer import count_samples
 from taskloom.data import NamedLoader
 from taskloom.data.loaders import declared_batch_size, with_last
+from taskloom.loop.boundary import Boundary
 from taskloom.loop.evaluate import EvaluateLoop
 from taskloom.loop.limits import Limits
 from taskloom.loop.optimization import Optimization
@@ -82,6 +84,7 @@ class FitLoop:
 
     Attributes:
         running: batches are being trained on, so Ctrl-C waits for the end of a step.
+        between: no batch is in hand.
         is_last_batch: the batch in hand is the last of its epoch.
     """
 
@@ -116,7 +119,9 @@ class FitLoop:
         saver.plan(trigger)
         named = {"log": self._log_trigger, "validation": self._validation_trigger}
         named.update({f"checkpoint {number}": each for number, each in enumerate(saver.triggers)})
-        self.agenda = saver.agenda
+        self.agenda, self.between = saver.agenda, True
+        keeps = any(callback.saves_on_exception for callback in run.trainer.active_callbacks)
+        self._boundary = Boundary(saver, run.module) if keeps and saver.keeps and run.trainer.world_size == 1 else None
         self.agenda.plan({name: trigger for name, trigger in named.items() if trigger is not None})
         self._triggers = [trigger for trigger in named.values() if trigger is not None]
         hooks = run.hooks
@@ -183,6 +188,9 @@ class FitLoop:
         batch_size = declared_batch_size(self.loader.loader)
         last, batch, output, in_full = None, None, None, not over
         batches = iter(()) if over else self._batches()
+        boundary, self.between = self._boundary, False
+        if boundary is not None:
+            boundary.take(progress.micro_batches)
         first = list(islice(batches, 1))
         self.aside.stop()  # the boundary between two epochs ends where the first batch is there
         batches = chain(first, batches)
@@ -194,11 +202,11 @@ class FitLoop:
             if batch_start and -1 in [hook(batch, batch_idx) for hook in batch_start]:
                 break
             output = train_batch(batch, batch_idx, last)
-            progress.batches_in_epoch = batch_idx + 1
-            progress.micro_batches += 1
-            progress.samples += batch_size if batch_size and not last else count_samples(batch) or 0
             if tokens is not None:
                 progress.tokens += tokens(batch)
+            progress.batches_in_epoch = batch_idx + 1
+            progress.samples += batch_size if batch_size and not last else count_samples(batch) or 0
+            progress.micro_batches += 1
             if batch_end:
                 outputs = _for_hooks(output)
                 for hook in batch_end:
@@ -210,9 +218,13 @@ class FitLoop:
                 self._on_time(now)
             if progress.micro_batches >= self._next_check and not window.filled and not last:
                 self._between_windows(epoch_ended=False)
+                self.between = False
                 if self._is_over():
                     in_full = False
                     break
+            if boundary is not None and not window.filled:
+                boundary.take(progress.micro_batches)
+        self.between = True
         self.aside.start(_BOUNDARIES)
         metrics.batch = batch = None
         if last is None and not progress.batches_in_epoch:
@@ -275,7 +287,7 @@ class FitLoop:
         Returns:
             Whether a checkpoint that was asked for waits.
         """
-        run, progress = self.run_parts, self.progress
+        run, progress, self.between = self.run_parts, self.progress, True
         progress.seconds = self._clock() - self._began
         progress.skipped_batches = self.optimization.window.skipped
         run.trainer.leave_if_preempted()
@@ -338,6 +350,22 @@ class FitLoop:
         """
         total, count = self.optimization.window.take_loss()
         self.training_loss, self._losses = self.training_loss + total, self._losses + count
+
+    def save_after_failure(self) -> Path | str:
+        """Save a training in which something has failed, as of the last moment at which it was whole.
+
+        Returns:
+            The checkpoint, or why there is none.
+        """
+        boundary, earlier = self._boundary, None
+        if boundary is None or not self.progress.steps or not self.agenda.begun:
+            return "no step had been made" if boundary is not None else "the run keeps no checkpoints of its own"
+        ended = not self.optimization.window.filled and self.progress.micro_batches > boundary.micro_batches
+        if not self.between and not ended:
+            if not boundary.weights_unchanged:
+                return "the optimizer's step itself failed, so weights may be half changed"
+            earlier = boundary.put_back()
+        return self.saver.save_to_continue(earlier) or "the run keeps no checkpoints"
 
     def _validate(self, validation: EvaluateLoop) -> None:
         run = self.run_parts

@@ -145,7 +145,8 @@ def _watch(name: str, grace: float) -> threading.Timer:
     def show() -> None:
         stream = sys.__stderr__
         if stream is not None:
-            print(f"{name} arrived {0.9 * grace:g} s ago, and the work in hand is not over:", file=stream, flush=True)
+            stream.write(f"{name} arrived {0.9 * grace:g} s ago, and the work in hand is not over:\n")
+            stream.flush()
             faulthandler.dump_traceback(file=stream, all_threads=True)
 
     timer = threading.Timer(0.9 * grace, show)

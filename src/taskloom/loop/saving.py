@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from torch.optim import Optimizer
+
 from taskloom.callbacks import Callback
 from taskloom.checkpoint import CheckpointContent, CheckpointKeeper, find_aliases, write_checkpoint
 from taskloom.checkpoint.folder import checkpoint_name, write_last
@@ -75,6 +77,11 @@ class Saver:
         self.triggers: list[Trigger] = []
         self._saved_step = self._complete_step = -1
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the run saves anything."""
+        return bool(self._keepers)
+
     @contextmanager
     def attached(self) -> Generator[None, None, None]:
         """Let the task reach its Trainer after the fit, for hooks that add to a checkpoint."""
@@ -101,33 +108,38 @@ class Saver:
         if steps and (requested or steps != self._saved_step):
             self.save([(keeper, False) for keeper in self._keepers])
 
-    def save(self, due: Sequence[tuple[CheckpointKeeper, bool]]) -> None:
+    def save(self, due: Sequence[tuple[CheckpointKeeper, bool]], earlier: dict[str, Any] | None = None) -> None:
         """Save for some of the policies: one content for all, so that they share one checkpoint."""
         if not due:
             return
-        content = self.content(trainable_only=all(keeper.policy.trainable_only for keeper, _ in due))
+        trainable_only = all(keeper.policy.trainable_only for keeper, _ in due)
+        content = self.content(trainable_only=trainable_only, earlier=earlier)
         for keeper, on_schedule in due:
             path = keeper.save(content, on_schedule=on_schedule)
             if path is not None and not keeper.policy.weights_only:
                 self._complete_step = content.step
         self._saved_step = content.step
 
-    def save_to_continue(self) -> Path | None:
+    def save_to_continue(self, earlier: dict[str, Any] | None = None) -> Path | None:
         """Save what a resume from this very moment needs, though the policies may not keep it.
+
+        Args:
+            earlier: what `state` returned at another moment of the same step, to save that.
 
         Returns:
             The newest checkpoint that training can go on from, whether it was written now or before; None in a run
             that has none, or keeps none.
         """
-        trainer, progress = self._run.trainer, self._run.trainer.progress
-        if not self._keepers or not progress.steps or not self.agenda.begun:
+        trainer, steps = self._run.trainer, self._run.trainer.progress.steps
+        if not self._keepers or not steps or not self.agenda.begun:
             return trainer.last_checkpoint
-        path = self._keepers[0].folder / checkpoint_name(progress.steps)
-        if progress.steps != self._saved_step:
-            self.save([(keeper, False) for keeper in self._keepers])
-        if progress.steps != self._complete_step:
-            write_last(path.parent, write_checkpoint(path, self.content()), path.name, fsync=True)
-            self._complete_step = progress.steps
+        path = self._keepers[0].folder / checkpoint_name(steps)
+        if steps != self._saved_step:
+            self.save([(keeper, False) for keeper in self._keepers], earlier)
+        if steps != self._complete_step:
+            content = self.content(earlier=earlier)
+            write_last(path.parent, write_checkpoint(path, content), path.name, fsync=True)
+            self._complete_step = steps
         return path
 
     def _is_complete(self, path: Path) -> bool:
@@ -138,18 +150,13 @@ class Saver:
             return False
         return manifest.run_id == self._run.trainer.run_id and not manifest.weights_only
 
-    def content(self, *, trainable_only: bool = False) -> CheckpointContent:
-        """Gather what a checkpoint holds now, with `trainable_only` without parameters that are not trained."""
+    def state(self) -> dict[str, Any]:
+        """Gather the state beside tensors that changes in training, and where the run is."""
         run, trainer = self._run, self._run.trainer
         progress, optimization = trainer.progress, self._optimization
-        further = tensor_sets(run)
-        shards, left_out = further.pop("model"), None
-        if trainable_only:
-            shards, left_out = without_frozen(shards, run.strategy.unwrap(run.module), self._hashes)
-        optimizers = dict(zip(optimization.names, optimization.optimizers, strict=True))
-        state: dict[str, Any] = {
+        return {
             "progress": progress.state_dict(),
-            "optimizers": run.strategy.optimizer_state(run.module, optimizers),
+            "optimizers": run.strategy.optimizer_state(run.module, self._optimizers),
             "schedulers": [
                 {
                     "class": type(config.scheduler).__name__,
@@ -168,6 +175,26 @@ class Saver:
             "agenda": self.agenda.state_dict(progress, trainer.requests),
             "metrics": run.metrics.state_dict(),
             "metric_objects": metric_states(run.task),
+        }
+
+    @property
+    def _optimizers(self) -> dict[str, Optimizer]:
+        return dict(zip(self._optimization.names, self._optimization.optimizers, strict=True))
+
+    def content(self, *, trainable_only: bool = False, earlier: dict[str, Any] | None = None) -> CheckpointContent:
+        """Gather what a checkpoint holds now.
+
+        Args:
+            trainable_only: leave out parameters that are not trained.
+            earlier: what `state` returned at the moment that the checkpoint is of, where that is not now.
+        """
+        run, trainer = self._run, self._run.trainer
+        further = tensor_sets(run)
+        shards, left_out = further.pop("model"), None
+        if trainable_only:
+            shards, left_out = without_frozen(shards, run.strategy.unwrap(run.module), self._hashes)
+        state: dict[str, Any] = {
+            **(self.state() if earlier is None else earlier),
             "hyper_parameters": dict(run.task.hparams),
             "data_hyper_parameters": dict(run.datamodule.hparams) if run.datamodule is not None else {},
             "task_class": f"{type(run.task).__module__}.{type(run.task).__qualname__}",
@@ -175,22 +202,24 @@ class Saver:
         }
         if left_out is not None:
             state[STATE] = left_out
-        custom: dict[str, Any] = {"epoch": progress.epochs, "global_step": progress.steps}
+        progress = state["progress"]
+        custom: dict[str, Any] = {"epoch": progress["epochs"], "global_step": progress["steps"]}
         for hook in run.hooks.of("on_save_checkpoint"):
             hook(custom)
         state["custom"] = custom
         return CheckpointContent(
             model=shards,
-            optimizer=list(run.strategy.optimizer_shards(run.module, optimizers)),
+            optimizer=list(run.strategy.optimizer_shards(run.module, self._optimizers)),
             state=state,
             config=trainer.config_text,
             metrics={
                 name: (value, run.metrics.measured_at[name]) for name, value in run.metrics.callback_metrics.items()
             },
-            step=progress.steps,
-            epoch=progress.epochs,
+            step=progress["steps"],
+            epoch=progress["epochs"],
             run_id=trainer.run_id,
             aliases=find_aliases((shard.name, shard.tensor) for shard in shards),
+            before=trainer.record.copy_logs,
             further=further,
         )
 
