@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint.equality import contents
 from checkpoint.faults import Fault, Faults, full_from, in_a_process, killed_at, slowed
 from torch import nn
 from torch.utils.data import DataLoader
 
 from taskloom import CheckpointError, CheckpointPolicy, RunFolder, TaskModule, Trainer
-from taskloom.checkpoint import best_checkpoint, latest_checkpoint, open_checkpoint, verify_checkpoint
+from taskloom.checkpoint import best_checkpoint, latest_checkpoint, verify_checkpoint
 from taskloom.checkpoint.manifest import Manifest
 
 STEPS = 3
@@ -62,17 +63,6 @@ def faulty(root: Path, fault: Fault | None, **options: Any) -> tuple[int, list[i
     with Faults(fault).injected() as faults:
         train(root, **options)
     return faults.count, faults.writes
-
-
-def contents(checkpoint: Path) -> dict[str, Any]:
-    """Everything in a checkpoint but the time it was written."""
-    with open_checkpoint(checkpoint, verify=True) as reader:
-        tensors = {
-            (kind, name): reader.tensor(kind, name).tolist() for kind in reader.kinds for name in reader.names(kind)
-        }
-        state = {name: value for name, value in reader.state.items() if name not in ("keepers", "loggers")}
-        state["progress"] = {name: value for name, value in state["progress"].items() if name != "seconds"}
-    return {**tensors, "state": repr(state)}
 
 
 def confirmed(folder: Path) -> int:
