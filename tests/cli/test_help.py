@@ -35,8 +35,8 @@ def test_runs_as_a_module() -> None:
     mistake = fresh("-m", "taskloom", "fti")
     assert mistake.returncode == 2
     assert mistake.stderr == (
-        "error: There is no such command. Got: 'fti'. Fix: use one of fit, validate, test, predict, check, new, env. "
-        "Did you mean 'fit'?\n"
+        "error: There is no such command. Got: 'fti'. Fix: use one of fit, validate, test, predict, check, ckpt, new, "
+        "env. Did you mean 'fit'?\n"
     )
 
 

@@ -133,7 +133,8 @@ class CheckpointKeeper:
 
         The state lies inside the checkpoint that was resumed from, so it does not know of that checkpoint itself; it is
         counted, ranked by the metrics in its manifest, and never deleted by this process. Values that another metric
-        gave are forgotten, and what is gone from the disk is left out, with a warning if the policy still kept it.
+        gave are forgotten, and what is gone from the disk is left out, with a warning if the policy still kept it. A
+        checkpoint that lies elsewhere begins a new folder, in which nothing is kept yet.
 
         Args:
             state: from `state_dict`.
@@ -141,7 +142,9 @@ class CheckpointKeeper:
         """
         same_metric = (state["monitor"], state["mode"]) == (self.policy.monitor, self.policy.mode)
         self._entries = [_Entry(name, step, value if same_metric else None) for name, step, value in state["entries"]]
-        if resumed_from is not None and resumed_from.resolve().parent == self.folder.resolve():
+        if resumed_from is not None and resumed_from.resolve().parent != self.folder.resolve():
+            self._entries = []  # they lie in another folder, which this run does not write to
+        elif resumed_from is not None:
             self._resumed_from = final_name(resumed_from.name)
             with disk_errors(self.folder / KEPT):
                 KeptRecord(self.folder).resume(self.run_id, self._resumed_from, fsync=self.policy.fsync)

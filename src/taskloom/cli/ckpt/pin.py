@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from taskloom.cli.ckpt.places import add_path, checkpoint_at
 from taskloom.cli.ckpt.text import say
+from taskloom.core.errors import CheckpointError, explain
 
 
 def run(args: Sequence[str]) -> int:
@@ -24,11 +25,13 @@ def set_pinned(args: Sequence[str], name: str, description: str, *, pinned: bool
 
     from taskloom.checkpoint.files import disk_errors
     from taskloom.checkpoint.folder import PINNED, KeptRecord
-    from taskloom.checkpoint.manifest import Manifest
+    from taskloom.checkpoint.manifest import MANIFEST
+    from taskloom.checkpoint.place import is_file
 
     for text in options.path:
         path = checkpoint_at(text)
-        Manifest.read(path)
+        if not is_file(path / MANIFEST):
+            raise CheckpointError(explain(f"There is no checkpoint at {path}", fix="task ckpt ls lists what there is"))
         with disk_errors(path.parent / PINNED):
             KeptRecord(path.parent).set_pinned(path.name, pinned=pinned)
         say(f"{path}: {'pinned' if pinned else 'no longer pinned'}")
