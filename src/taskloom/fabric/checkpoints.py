@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from taskloom.checkpoint import RestorePolicy, write_checkpoint
+from taskloom.checkpoint.export import NamedTensors, write_weights
 from taskloom.checkpoint.foreign import read_foreign
 from taskloom.checkpoint.place import Place, place_of
+from taskloom.checkpoint.weight_files import WeightFiles
 from taskloom.core.errors import CheckpointError, explain
 from taskloom.core.policies import RunFolder
 from taskloom.fabric.state import Filter, Parts, Stateful, content_of, load_state, load_tensors, read_state
@@ -210,3 +212,56 @@ class Checkpoints:
                 )
             found[shard.name] = shard.tensor.detach().to("cpu", copy=True)
         return found
+
+    def save_model(
+        self,
+        module: nn.Module,
+        folder: str | Path,
+        max_shard_size: str | int = "5GB",
+        safe_serialization: bool = True,
+        *,
+        overwrite: bool = True,
+    ) -> WeightFiles | None:
+        """Write a module's weights as Transformers' `from_pretrained` and other loaders read them.
+
+        Every process calls it; the first one writes `model.safetensors`, or several files and their index. A tied
+        weight is stored once.
+
+        Args:
+            module: set up or not.
+            folder: to write into, or the URL of one.
+            max_shard_size: of a file, in bytes or as `"5GB"`.
+            safe_serialization: accepted for Accelerate's sake; files are always safetensors.
+            overwrite: replace weights that are there, as Accelerate does.
+
+        Returns:
+            What was written, on the first process.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or a tensor is spread over processes.
+            ValueError: `safe_serialization=False`, which would write a pickle.
+        """
+        if not safe_serialization:
+            raise ValueError(
+                explain(
+                    "save_model writes safetensors only",
+                    got="safe_serialization=False",
+                    why="a pickle can run code where it is loaded",
+                    fix="leave it out; torch.save(fabric.get_state_dict(model), path) writes one by hand",
+                )
+            )
+        inner = self._unwrapped(module)
+        source = NamedTensors.of_shards(self.strategy.model_shards(inner), self.strategy.aliases(inner))
+        made: WeightFiles | None = None
+        failure: Exception | None = None
+        if self.strategy.global_rank == 0:
+            try:
+                place = place_of(folder, self._run_dir)
+                made = write_weights(source, place, max_shard_size=max_shard_size, overwrite=overwrite)
+            except (CheckpointError, OSError) as error:
+                failure = error
+        if self.strategy.any_rank(failure is not None):
+            raise failure or CheckpointError(
+                explain(f"{folder} was not saved", why="the first process could not write it", fix="see its error")
+            )
+        return made
