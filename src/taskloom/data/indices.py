@@ -157,7 +157,7 @@ class IndexStream:
             batches = self._noted(self._batches(iterator))
             kept = [(number, batch) for number, batch in enumerate(islice(batches, reached)) if number in wanted]
             self._check(reached)
-        if not reached and not self.is_apart:  # nothing has made the sampler draw yet what its order follows from
+        if reached or not self.is_apart:  # the indices are one batch ahead, and have been drawn whether read or not
             batches = chain(list(islice(batches, 1)), batches)
         self._own_then = own_states(self._own)
         self._taken_up = self._rest(chain(kept, enumerate(batches, reached)))
