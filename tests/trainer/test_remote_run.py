@@ -41,7 +41,7 @@ def text_of(path: Place) -> str:
     return read_bytes(path).decode()
 
 
-# A run on S3 -----------------------------------------------------------------------------------------------------------
+# A run on S3 ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.holds("R1", "R40", "CK-01", "CK-19")
@@ -73,7 +73,7 @@ def test_a_run_in_a_bucket_that_is_not_there(s3_options: dict[str, Any]) -> None
         trainer(run_dir=RunFolder("s3://no-such-bucket/runs", storage_options=s3_options)).fit(Line(), loader())
 
 
-# A run in memory -------------------------------------------------------------------------------------------------------
+# A run in memory ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("memory")
@@ -155,7 +155,7 @@ def test_every_start_leaves_its_configuration(root: str) -> None:
     }
 
 
-# Logs ------------------------------------------------------------------------------------------------------------------
+# Logs -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("memory")
@@ -242,7 +242,7 @@ def test_a_list_of_logs_cannot_write_elsewhere(tmp_path: Path, name: str) -> Non
     assert not list(tmp_path.rglob("outside.txt"))
 
 
-# Which run, which checkpoint -------------------------------------------------------------------------------------------
+# Which run, which checkpoint ------------------------------------------------------------------------------------------
 
 
 class Curve(Line):
@@ -285,9 +285,9 @@ def test_a_resume_hashes_every_file_once(monkeypatch: pytest.MonkeyPatch) -> Non
     hashed: list[str] = []
     hash_of = file_checks.hash_of
 
-    def counted(file: Place) -> str:
+    def counted(file: Place, size: int | None = None) -> str:
         hashed.append(file.name)
-        return hash_of(file)
+        return hash_of(file, size)
 
     monkeypatch.setattr(file_checks, "hash_of", counted)
     for path in ("last", "runs/one", "runs/one/checkpoints/step-00000004"):
@@ -302,7 +302,7 @@ def test_a_run_that_is_not_there(tmp_path: Path) -> None:
         find_checkpoint("last", RunFolder(tmp_path / "nothing"), None)
 
 
-# One folder for all machines -------------------------------------------------------------------------------------------
+# One folder for all machines ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("memory")

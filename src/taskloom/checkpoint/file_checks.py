@@ -40,7 +40,7 @@ def file_problem(file: Place, record: FileRecord, *, hashes: bool) -> str:
         if size != record.bytes:
             what = "is truncated" if size < record.bytes else "has grown"
             return f"{file} {what}: it has {size} bytes, the manifest says {record.bytes}."
-        if hashes and hash_of(file) != record.xxh3_64:
+        if hashes and hash_of(file, size) != record.xxh3_64:
             return f"{changed(file)}."
     except StoreError:
         raise
@@ -56,18 +56,18 @@ def changed(file: Place) -> str:
     return f"{file} was damaged or changed: its xxh3-64 hash is not the manifest's"
 
 
-def hash_of(file: Place) -> str:
-    """Return the xxh3-64 hash of a file, read in blocks."""
+def hash_of(file: Place, size: int | None = None) -> str:
+    """Return the xxh3-64 hash of a file, read in blocks; a store is asked for its size unless that is given."""
     digest = xxhash.xxh3_64()
-    for block in blocks_of(file):
+    for block in blocks_of(file, size):
         digest.update(block)
     return digest.hexdigest()
 
 
-def blocks_of(file: Place) -> Iterator[bytes | memoryview]:
+def blocks_of(file: Place, size: int | None = None) -> Iterator[bytes | memoryview]:
     """Yield a file in blocks; each is valid until the next one."""
     if is_remote(file):
-        size = size_of(file)
+        size = size_of(file) if size is None else size
         starts = range(0, size, _BLOCK)
         for first in range(0, len(starts), _BLOCKS_AT_ONCE):
             ranges = [(each, min(each + _BLOCK, size)) for each in starts[first : first + _BLOCKS_AT_ONCE]]

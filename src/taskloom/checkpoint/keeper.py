@@ -16,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from taskloom.checkpoint.file_checks import file_problems
 from taskloom.checkpoint.files import disk_errors, move_folder
 from taskloom.checkpoint.folder import KEPT, KeptRecord, checkpoint_name, named_by_pointers, write_best, write_last
 from taskloom.checkpoint.manifest import Manifest
@@ -28,8 +29,8 @@ from taskloom.core.errors import CheckpointError, ConfigError, TaskloomWarning, 
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A checkpoint this keeper saved; `value` is the monitored metric, `None` where it cannot be ranked."""
+class KeptCheckpoint:
+    """A checkpoint that a keeper saved or is about to save; `value` is the monitored metric, `None` where it cannot be ranked."""
 
     name: str
     step: int
@@ -54,7 +55,7 @@ class CheckpointKeeper:
         self.policy = policy
         self.run_id = run_id
         self._key = f"{name or policy.monitor or 'newest'} {xxhash.xxh3_64_hexdigest(repr(policy).encode())[:8]}"
-        self._entries: list[_Entry] = []  # in the order they were saved
+        self._entries: list[KeptCheckpoint] = []  # in the order they were saved
         self._resumed_from: str | None = None
         self._tidied = False
 
@@ -97,17 +98,36 @@ class CheckpointKeeper:
             CheckpointError: it could not be written, or another run's checkpoint has its name. Earlier ones are
                 untouched.
         """
+        entry = self.plan(content, on_schedule=on_schedule)
+        return None if entry is None else self.write(content, entry)
+
+    def plan(self, content: CheckpointContent, *, on_schedule: bool = True) -> KeptCheckpoint | None:
+        """Decide on a save, without writing: see `save`. The save before must have ended.
+
+        Returns:
+            What to hand to `write`, or `None` where the policy would not keep the checkpoint.
+
+        Raises:
+            ConfigError: the monitored metric is missing, or was measured at an earlier step.
+        """
         value = self._monitored(content, on_schedule=on_schedule)
-        entry = _Entry(checkpoint_name(content.step), content.step, value)
-        if not self._would_keep(entry):
-            return None
+        entry = KeptCheckpoint(checkpoint_name(content.step), content.step, value)
+        return entry if self._would_keep(entry) else None
+
+    def write(self, content: CheckpointContent, entry: KeptCheckpoint) -> Place:
+        """Do what `plan` decided on; may be called in another thread, of which there is one at a time.
+
+        Raises:
+            CheckpointError: it could not be written, or another run's checkpoint has its name. Earlier ones are
+                untouched.
+        """
         path = self.folder / entry.name
         with disk_errors(path):
             self._tidy()
             manifest = self._already_saved(path, content) or write_checkpoint(
                 path, content, fsync=self.policy.fsync, weights_only=self.policy.weights_only
             )
-            problems = problems_of(path, hashes=False)
+            problems = file_problems(path, Manifest.read(path), hashes=False)
             if problems:
                 what = f"{path} does not verify after it was saved"
                 raise CheckpointError(explain(what, got=problems[0], fix="check the disk"))
@@ -141,7 +161,9 @@ class CheckpointKeeper:
             resumed_from: the checkpoint that training was resumed from.
         """
         same_metric = (state["monitor"], state["mode"]) == (self.policy.monitor, self.policy.mode)
-        self._entries = [_Entry(name, step, value if same_metric else None) for name, step, value in state["entries"]]
+        self._entries = [
+            KeptCheckpoint(name, step, value if same_metric else None) for name, step, value in state["entries"]
+        ]
         if resumed_from is not None and resumed_from.resolve().parent != self.folder.resolve():
             self._entries = []  # they lie in another folder, which this run does not write to
         elif resumed_from is not None:
@@ -153,7 +175,7 @@ class CheckpointKeeper:
                 value, step = manifest.metrics.get(self.policy.monitor or "", (math.nan, -1))
                 ranked = value if math.isfinite(value) and step == manifest.step else None
                 self._entries = [entry for entry in self._entries if entry.name != self._resumed_from]
-                self._entries.append(_Entry(self._resumed_from, manifest.step, ranked))
+                self._entries.append(KeptCheckpoint(self._resumed_from, manifest.step, ranked))
         wanted = self._wanted()
         missing = [entry.name for entry in self._entries if not kind_of(self.folder / entry.name)]
         self._entries = [entry for entry in self._entries if entry.name not in missing]
@@ -195,18 +217,18 @@ class CheckpointKeeper:
         )
         return None
 
-    def _ranked(self, entries: list[_Entry]) -> list[_Entry]:
+    def _ranked(self, entries: list[KeptCheckpoint]) -> list[KeptCheckpoint]:
         """Return the entries that have a value, best first; of equal ones the earlier first."""
         sign = -1.0 if self.policy.mode == "max" else 1.0
         return sorted(
             (entry for entry in entries if entry.value is not None), key=lambda entry: sign * (entry.value or 0.0)
         )
 
-    def _best(self) -> _Entry | None:
+    def _best(self) -> KeptCheckpoint | None:
         ranked = self._ranked(self._entries) if self.policy.save_top_k != 0 else []
         return ranked[0] if ranked else None
 
-    def _wanted(self, entries: list[_Entry] | None = None) -> set[str]:
+    def _wanted(self, entries: list[KeptCheckpoint] | None = None) -> set[str]:
         """Return the names that the policy keeps among the entries."""
         entries = self._entries if entries is None else entries
         if self.policy.keeps_everything:
@@ -214,7 +236,7 @@ class CheckpointKeeper:
         newest = entries[len(entries) - self.policy.keep_last :] if self.policy.keep_last <= len(entries) else entries
         return {entry.name for entry in [*newest, *self._ranked(entries)[: self.policy.save_top_k]]}
 
-    def _would_keep(self, entry: _Entry) -> bool:
+    def _would_keep(self, entry: KeptCheckpoint) -> bool:
         return entry.name in self._wanted([*(kept for kept in self._entries if kept.name != entry.name), entry])
 
     def _already_saved(self, path: Place, content: CheckpointContent) -> Manifest | None:
@@ -236,12 +258,26 @@ class CheckpointKeeper:
         enough = self.policy.weights_only or not manifest.weights_only
         if manifest.save_id == content.save_id and enough and not problems_of(path, hashes=False):
             return manifest
+        if path.name in KeptRecord(self.folder).pinned():
+            self._keep_pinned(path)
         return None
 
+    def _keep_pinned(self, path: Place) -> None:
+        """Move a pinned checkpoint out of the way of one of the same step, which a run that went back comes to anew."""
+        aside = _free_name(path, "pinned")
+        KeptRecord(self.folder).set_pinned(aside.name, pinned=True)
+        move_folder(path, aside)
+        warnings.warn(
+            explain(
+                f"{path} is pinned and in the way of a new checkpoint of its step; it is now {aside.name}",
+                fix="unpin it if it is not needed any more",
+            ),
+            TaskloomWarning,
+            stacklevel=4,
+        )
+
     def _set_aside(self, path: Place, error: CheckpointError) -> None:
-        number = 1
-        while kind_of(aside := path.with_name(f"{path.name}.damaged-{number}")):
-            number += 1
+        aside = _free_name(path, "damaged")
         move_folder(path, aside)
         warnings.warn(
             explain(
@@ -253,7 +289,7 @@ class CheckpointKeeper:
             stacklevel=4,
         )
 
-    def _point(self, manifest: Manifest, entry: _Entry) -> None:
+    def _point(self, manifest: Manifest, entry: KeptCheckpoint) -> None:
         write_last(self.folder, manifest, entry.name, fsync=self.policy.fsync)
         best = self._best()
         if best is not None:
@@ -277,7 +313,7 @@ class CheckpointKeeper:
         protected = wanted | others | record.pinned() | named_by_pointers(self.folder) | {self._resumed_from}
         for entry in list(self._entries):
             if entry.name not in protected and self._delete(self.folder / entry.name):
-                self._entries.remove(entry)
+                self._entries = [kept for kept in self._entries if kept is not entry]  # others may be reading the list
 
     def _delete(self, path: Place) -> bool:
         """Delete a checkpoint of this run; return whether it is gone (or is no longer this run's to delete)."""
@@ -301,6 +337,13 @@ class CheckpointKeeper:
         if not self._tidied and kind_of(self.folder):
             tidy(self.folder, self.run_id)
             self._tidied = True
+
+
+def _free_name(path: Place, what: str) -> Place:
+    number = 1
+    while kind_of(free := path.with_name(f"{path.name}.{what}-{number}")):
+        number += 1
+    return free
 
 
 def _no_metric(monitor: str, content: CheckpointContent) -> str:

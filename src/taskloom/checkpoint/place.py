@@ -198,13 +198,13 @@ def size_of(path: Place) -> int:
 
 
 def read_bytes(path: Place, start: int | None = None, end: int | None = None) -> bytes:
-    """Read a file, or the bytes from `start` to `end` of one in a store.
+    """Read a file, or the bytes from `start` to `end`, which a store need not be asked the size for.
 
     Raises:
         OSError: it is not there or cannot be read.
     """
     if not is_remote(path):
-        return path.read_bytes()
+        return path.read_bytes()[start:end]
     store, name = store_of(path)
     with store_errors(path):
         data: bytes = store.cat_file(name, start=start, end=end)

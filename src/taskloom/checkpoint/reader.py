@@ -322,7 +322,7 @@ class CheckpointReader:
         """Read a listed file that is small enough to be hashed every time."""
         record = self._record(name)
         with _reading(self.path / name):
-            data = read_bytes(self.path / name)
+            data = read_bytes(self.path / name, *((0, record.bytes) if record.bytes else ()))
         if xxhash.xxh3_64_hexdigest(data) != record.xxh3_64:
             raise CheckpointError(explain(changed(self.path / name), fix=ANOTHER_ONE))
         return data
