@@ -24,6 +24,9 @@ _PLACES: Mapping[str, str] = {
 }
 """Where in the state the values of a part are."""
 
+_SCHEDULE = frozenset({"class", "optimizer", "state"})
+"""Entries by which the state of a schedule is recognised."""
+
 _SCALED = ("base_lrs", "max_lrs", "_last_lr")
 """Rates by group in the state of torch's schedulers."""
 
@@ -174,7 +177,7 @@ def _step(container: Any, rest: Sequence[str]) -> tuple[Any, int] | None:
     for used in range(len(rest), 0, -1):  # a key may have dots in it
         if ".".join(rest[:used]) in container:
             return ".".join(rest[:used]), used
-    if set(container) == {"class", "optimizer", "state"}:  # a schedule
+    if set(container) >= _SCHEDULE:
         found = _step(container["state"], rest)
         if found is not None:
             return "state", 0
@@ -184,7 +187,7 @@ def _step(container: Any, rest: Sequence[str]) -> tuple[Any, int] | None:
 
 def _keys(container: Any) -> Iterable[Any]:
     if isinstance(container, dict):
-        return container["state"] if set(container) == {"class", "optimizer", "state"} else container
+        return container["state"] if set(container) >= _SCHEDULE else container
     return range(len(container)) if isinstance(container, list) else ()
 
 

@@ -195,9 +195,9 @@ class _FitRestore:
             load_further(run, restoration.reader)
         self._load_optimizers(weights)
         for number in self._schedules:
-            self._optimization.schedulers.configs[number].scheduler.load_state_dict(
-                self._state["schedulers"][number]["state"]
-            )
+            schedulers, saved = self._optimization.schedulers, self._state["schedulers"][number]
+            schedulers.configs[number].scheduler.load_state_dict(saved["state"])
+            schedulers.restore_seen(number, saved["seen"])
         if restoration.takes("scaler"):
             run.strategy.precision.load_state_dict(self._state["precision"])
         self._load_loops()

@@ -11,9 +11,11 @@ from torch.optim import Optimizer
 
 from taskloom.callbacks import Callback
 from taskloom.checkpoint import CheckpointContent, CheckpointKeeper, find_aliases, write_checkpoint
+from taskloom.checkpoint.background import BackgroundWriter
 from taskloom.checkpoint.folder import checkpoint_name, write_last
 from taskloom.checkpoint.left_out import STATE, TensorHashes, without_frozen
 from taskloom.checkpoint.manifest import Manifest
+from taskloom.checkpoint.snapshot import SnapshotBuffers
 from taskloom.core.errors import CheckpointError
 from taskloom.core.interval import Interval
 from taskloom.data import NamedLoader
@@ -55,6 +57,9 @@ def owner_of(scheduler: Any, optimization: Optimization) -> str | None:
 class Saver:
     """Writes checkpoints when its policies say so.
 
+    Those of asynchronous policies are copied in host memory and written while training goes on. One such save is in
+    hand at a time: whatever else saves, or looks at what is kept, waits for it.
+
     Args:
         run: the parts of the stage.
         optimization: whose optimizers and schedulers are saved.
@@ -76,6 +81,7 @@ class Saver:
         self.agenda, self._hashes = Agenda(), TensorHashes()
         self.triggers: list[Trigger] = []
         self._saved_step = self._complete_step = -1
+        self._buffers, self._background = SnapshotBuffers(), BackgroundWriter(run.trainer.look_between_windows)
 
     @property
     def keeps(self) -> bool:
@@ -108,16 +114,57 @@ class Saver:
         if steps and (requested or steps != self._saved_step):
             self.save([(keeper, False) for keeper in self._keepers])
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a save in the background has failed that nobody has been told of."""
+        return self._background.has_failed
+
+    def check(self) -> None:
+        """Raise the failure of a save in the background, if there was one; does not wait.
+
+        Raises:
+            CheckpointError: a checkpoint could not be written.
+        """
+        self._background.check()
+
+    def settle(self) -> None:
+        """Wait until what was saved is written, and give back the memory of copies.
+
+        Raises:
+            CheckpointError: a checkpoint could not be written.
+        """
+        try:
+            self._background.wait()
+        finally:
+            self._buffers.release()
+
     def save(self, due: Sequence[tuple[CheckpointKeeper, bool]], earlier: dict[str, Any] | None = None) -> None:
-        """Save for some of the policies: one content for all, so that they share one checkpoint."""
+        """Save for some of the policies: one content for all, so that they share one checkpoint.
+
+        Raises:
+            ConfigError: a monitored metric is missing, or was measured at an earlier step.
+            CheckpointError: this save, or the one before in the background, has failed.
+        """
         if not due:
             return
         trainable_only = all(keeper.policy.trainable_only for keeper, _ in due)
         content = self.content(trainable_only=trainable_only, earlier=earlier)
-        for keeper, on_schedule in due:
-            path = keeper.save(content, on_schedule=on_schedule)
-            if path is not None and not keeper.policy.weights_only:
-                self._complete_step = content.step
+        planned = [(keeper, keeper.plan(content, on_schedule=scheduled)) for keeper, scheduled in due]
+        wanted = [(keeper, entry) for keeper, entry in planned if entry is not None]
+        later = [each for each in wanted if each[0].policy.asynchronous]
+        for keeper, entry in wanted:
+            if not keeper.policy.asynchronous:
+                keeper.write(content, entry)
+        if later:
+            taken = self._buffers.take(content)
+
+            def write() -> None:
+                for keeper, entry in later:
+                    keeper.write(taken, entry)
+
+            self._background.submit(write, later[0][1].name)
+        if any(not keeper.policy.weights_only for keeper, _ in wanted):
+            self._complete_step = content.step
         self._saved_step = content.step
 
     def save_to_continue(self, earlier: dict[str, Any] | None = None) -> Path | None:
@@ -131,11 +178,13 @@ class Saver:
             that has none, or keeps none.
         """
         trainer, steps = self._run.trainer, self._run.trainer.progress.steps
+        self._background.wait()
         if not self._keepers or not steps or not self.agenda.begun:
             return trainer.last_checkpoint
         path = self._keepers[0].folder / checkpoint_name(steps)
         if steps != self._saved_step:
             self.save([(keeper, False) for keeper in self._keepers], earlier)
+            self._background.wait()
         if steps != self._complete_step:
             content = self.content(earlier=earlier)
             write_last(path.parent, write_checkpoint(path, content), path.name, fsync=True)
@@ -162,8 +211,9 @@ class Saver:
                     "class": type(config.scheduler).__name__,
                     "optimizer": owner_of(config.scheduler, optimization),
                     "state": config.scheduler.state_dict(),
+                    "seen": optimization.schedulers.seen(number),
                 }
-                for config in optimization.schedulers.configs
+                for number, config in enumerate(optimization.schedulers.configs)
             ],
             "precision": run.strategy.precision.state_dict(),
             "callbacks": {key: callback.state_dict() for key, callback in keyed(trainer.active_callbacks).items()},
@@ -187,7 +237,11 @@ class Saver:
         Args:
             trainable_only: leave out parameters that are not trained.
             earlier: what `state` returned at the moment that the checkpoint is of, where that is not now.
+
+        Raises:
+            CheckpointError: the save in the background, of which this must know the outcome, has failed.
         """
+        self._background.wait()
         run, trainer = self._run, self._run.trainer
         further = tensor_sets(run)
         shards, left_out = further.pop("model"), None

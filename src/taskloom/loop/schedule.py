@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from warnings import warn
 
@@ -56,6 +56,19 @@ class Schedulers:
             self._by_step += self._watching_by_step
         self._used_at: dict[int, int] = {}
         self._checked_at = dict.fromkeys(map(id, self._watching_by_step), 0)
+
+    def seen(self, number: int) -> dict[str, int | None]:
+        """Return, as data, up to which step a scheduler has been given what it watches."""
+        key = id(self.configs[number])
+        return {"used_at": self._used_at.get(key), "checked_at": self._checked_at.get(key)}
+
+    def restore_seen(self, number: int, seen: Mapping[str, int | None]) -> None:
+        """Restore what `seen` returned, so that a value which was used before a restart is not used again."""
+        key = id(self.configs[number])
+        for known, name in ((self._used_at, "used_at"), (self._checked_at, "checked_at")):
+            step = seen[name]
+            if step is not None:
+                known[key] = step
 
     def after_step(self) -> None:
         """An optimizer step was taken; a skipped one does not come here."""
