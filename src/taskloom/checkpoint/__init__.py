@@ -19,15 +19,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from taskloom.checkpoint.difference import Difference, compare_checkpoints
+    from taskloom.checkpoint.export import export_weights
     from taskloom.checkpoint.folder import best_checkpoint, latest_checkpoint
+    from taskloom.checkpoint.foreign import import_weights
     from taskloom.checkpoint.keeper import CheckpointKeeper
     from taskloom.checkpoint.manifest import FileRecord, Manifest
     from taskloom.checkpoint.policy import CheckpointPolicy
     from taskloom.checkpoint.reader import CheckpointReader, open_checkpoint, verify_checkpoint
     from taskloom.checkpoint.restore import RestorePolicy
+    from taskloom.checkpoint.rewrite import merge_checkpoint, upgrade_checkpoint
     from taskloom.checkpoint.shard import Region, Shard, find_aliases
     from taskloom.checkpoint.state import EncodedState, decode_state, encode_state
     from taskloom.checkpoint.task import load_task
+    from taskloom.checkpoint.weight_files import WeightFiles
     from taskloom.checkpoint.writer import CheckpointContent, write_checkpoint
     from taskloom.core.errors import CheckpointError
 
@@ -38,19 +43,26 @@ _HOME = {
     "CheckpointKeeper": "taskloom.checkpoint.keeper",
     "CheckpointPolicy": "taskloom.checkpoint.policy",
     "CheckpointReader": "taskloom.checkpoint.reader",
+    "Difference": "taskloom.checkpoint.difference",
     "EncodedState": "taskloom.checkpoint.state",
     "FileRecord": "taskloom.checkpoint.manifest",
     "Manifest": "taskloom.checkpoint.manifest",
     "Region": "taskloom.checkpoint.shard",
     "RestorePolicy": "taskloom.checkpoint.restore",
     "Shard": "taskloom.checkpoint.shard",
+    "WeightFiles": "taskloom.checkpoint.weight_files",
     "best_checkpoint": "taskloom.checkpoint.folder",
+    "compare_checkpoints": "taskloom.checkpoint.difference",
     "decode_state": "taskloom.checkpoint.state",
     "encode_state": "taskloom.checkpoint.state",
+    "export_weights": "taskloom.checkpoint.export",
     "find_aliases": "taskloom.checkpoint.shard",
+    "import_weights": "taskloom.checkpoint.foreign",
     "latest_checkpoint": "taskloom.checkpoint.folder",
     "load_task": "taskloom.checkpoint.task",
+    "merge_checkpoint": "taskloom.checkpoint.rewrite",
     "open_checkpoint": "taskloom.checkpoint.reader",
+    "upgrade_checkpoint": "taskloom.checkpoint.rewrite",
     "verify_checkpoint": "taskloom.checkpoint.reader",
     "write_checkpoint": "taskloom.checkpoint.writer",
 }
@@ -61,19 +73,26 @@ __all__ = [
     "CheckpointKeeper",
     "CheckpointPolicy",
     "CheckpointReader",
+    "Difference",
     "EncodedState",
     "FileRecord",
     "Manifest",
     "Region",
     "RestorePolicy",
     "Shard",
+    "WeightFiles",
     "best_checkpoint",
+    "compare_checkpoints",
     "decode_state",
     "encode_state",
+    "export_weights",
     "find_aliases",
+    "import_weights",
     "latest_checkpoint",
     "load_task",
+    "merge_checkpoint",
     "open_checkpoint",
+    "upgrade_checkpoint",
     "verify_checkpoint",
     "write_checkpoint",
 ]
