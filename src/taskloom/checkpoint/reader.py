@@ -369,7 +369,8 @@ def _checked_folder(path: Place) -> Place:
             explain(
                 f"{path} is a file, and a checkpoint is a folder",
                 why="taskloom unpickles nothing, so a .ckpt or .pt file of another framework cannot be opened",
-                fix=f"pass the folder of a taskloom checkpoint, or bring its weights over: task ckpt import {path.name} OUT",
+                fix="pass the folder of a taskloom checkpoint, or bring the weights over: "
+                f"task ckpt import {path.name} OUT",
             )
         )
     if not kind:
