@@ -194,7 +194,7 @@ class Trainer(Control):
         self._should_stop, self.stop_reason = False, ""
         self.interrupt_requested = False
         self._requests: set[Request] = set()
-        self.preemption = Notice(self._wake)
+        self.preemption = Notice(self.look_between_windows)
 
     @classmethod
     def barebones(cls, **arguments: Any) -> Trainer:

@@ -30,7 +30,7 @@ from taskloom.core.errors import CheckpointError, ConfigError, TaskloomWarning, 
 
 @dataclass(frozen=True)
 class KeptCheckpoint:
-    """A checkpoint that a keeper saved or is about to save; `value` is the monitored metric, `None` where it cannot be ranked."""
+    """A checkpoint that a keeper saved or is about to; `value` is the monitored metric, `None` if it cannot be ranked."""
 
     name: str
     step: int
@@ -264,13 +264,14 @@ class CheckpointKeeper:
 
     def _keep_pinned(self, path: Place) -> None:
         """Move a pinned checkpoint out of the way of one of the same step, which a run that went back comes to anew."""
-        aside = _free_name(path, "pinned")
-        KeptRecord(self.folder).set_pinned(aside.name, pinned=True)
+        aside, record = _free_name(path, "pinned"), KeptRecord(self.folder)
+        key = f"set aside by {self.run_id}"  # a claim, because only people write pins
+        record.claim(key, [*record.claims().get(key, ()), aside.name], fsync=self.policy.fsync)
         move_folder(path, aside)
         warnings.warn(
             explain(
                 f"{path} is pinned and in the way of a new checkpoint of its step; it is now {aside.name}",
-                fix="unpin it if it is not needed any more",
+                fix="delete it if it is not needed any more",
             ),
             TaskloomWarning,
             stacklevel=4,

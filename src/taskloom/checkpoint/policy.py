@@ -27,8 +27,9 @@ class CheckpointPolicy:
         keep_last: how many of the newest to keep; 0 for none, -1 for every checkpoint.
         every: interval between saves: "1 epoch", "500 steps", "10 minutes", or a `timedelta`. With a monitor it must
             fall together with the validation that measures it, because a metric measured at an earlier step is refused.
-        asynchronous: write in the background while training goes on. Accepted already, but saving does not do it yet:
-            every save is written before the next step begins.
+        asynchronous: write in the background while training goes on, from a copy in host memory. Training waits for the
+            copy only, and for the save before if that is still being written; the copy takes as much memory as the
+            checkpoint. A save that fails is an error at the next batch.
         fsync: have the disk confirm a checkpoint, and read it back, before it counts as saved, so that it also
             survives a power cut. Costs the time that the disk needs; without it a checkpoint survives a crash of the
             process.

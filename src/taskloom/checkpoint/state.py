@@ -17,7 +17,7 @@ import enum
 import io
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from pathlib import Path
@@ -50,6 +50,12 @@ class EncodedState:
 
     data: Any
     tensors: dict[str, Tensor]
+
+    def only(self, names: Collection[str]) -> EncodedState:
+        """Return some entries of an encoded dict, with the tensors that they refer to."""
+        data = {name: value for name, value in self.data.items() if name in names}
+        wanted = set(_tensor_keys(data))
+        return EncodedState(data, {key: tensor for key, tensor in self.tensors.items() if key in wanted})
 
 
 def encode_state(obj: object, where: str = "state") -> EncodedState:
@@ -215,6 +221,19 @@ class _Encoder:
                 fix=_remedy(obj, path.rpartition(".")[2]),
             )
         )
+
+
+def _tensor_keys(data: Any) -> Iterator[str]:
+    """Yield the keys of the tensors that encoded data refers to."""
+    if isinstance(data, list):
+        for item in data:
+            yield from _tensor_keys(item)
+    elif isinstance(data, dict):
+        for tag, value in data.items():
+            if tag in ("$tensor", "$array"):
+                yield value["key"]
+            else:
+                yield from _tensor_keys(value)
 
 
 def _remedy(obj: object, field: str) -> str:

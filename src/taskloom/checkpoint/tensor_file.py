@@ -108,7 +108,7 @@ def write_tensor_file(path: Place, tensors: Mapping[str, Tensor], *, fsync: bool
         CheckpointError: a tensor has no dense values or a dtype that the format lacks.
     """
     for name, tensor in tensors.items():
-        _check(name, tensor)
+        check_tensor(name, tensor)
     layouts = {name: TensorLayout.of(tensor) for name, tensor in tensors.items()}
     return stream_tensor_file(path, layouts, tensors.__getitem__, fsync=fsync)
 
@@ -168,7 +168,12 @@ def _bytes_of(name: str, layout: TensorLayout, read: Callable[[str], Tensor]) ->
     return raw_bytes(tensor)
 
 
-def _check(name: str, tensor: Tensor) -> None:
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Refuse what a safetensors file cannot hold.
+
+    Raises:
+        CheckpointError: a tensor has no dense values or a dtype that the format lacks.
+    """
     problem = storable_problem(tensor)
     if problem:
         raise _unstorable(name, problem)

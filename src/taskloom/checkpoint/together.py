@@ -30,13 +30,12 @@ from taskloom.checkpoint.planning import ShardSavePlanner
 from taskloom.checkpoint.reader import problems_of
 from taskloom.checkpoint.shard import Shard, without_aliases
 from taskloom.checkpoint.staging import stage
-from taskloom.checkpoint.state import encode_state
 from taskloom.checkpoint.tensor_file import write_tensor_file
 from taskloom.checkpoint.writer import (
-    KEPT_WITH_WEIGHTS,
     LARGEST_FILE,
     CheckpointContent,
     check_target,
+    encoded_state,
     manifest_of,
     write_rest,
 )
@@ -78,8 +77,8 @@ def write_together(
         sets["optimizer"] = list(content.optimizer)
     sets.update(content.further)
     staging = stage(target, _from_first(content.run_id, group), fsync=fsync)
-    state = {name: value for name, value in content.state.items() if not weights_only or name in KEPT_WITH_WEIGHTS}
-    encoded = _agreed(group, lambda: encode_state(state if first else {}))
+    own = content if first else replace(content, state={}, encoded=None)
+    encoded = _agreed(group, lambda: encoded_state(own, weights_only=weights_only))
 
     def begin() -> None:
         if first:

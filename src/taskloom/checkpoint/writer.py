@@ -48,6 +48,7 @@ class CheckpointContent:
         aliases: tied weights, alias to stored name; see `find_aliases`. Pieces of aliases may be among `model`.
         save_id: identifies this content, so that policies which save it at the same step share one checkpoint.
         further: pieces of more sets of tensors by the name of their folder, such as averaged weights of a callback.
+        encoded: `state`, encoded already; `state` itself is then not looked at.
         before: called when everything is written and verified and the checkpoint is about to appear, for what must not
             lag behind it, such as copies of logs.
     """
@@ -63,6 +64,7 @@ class CheckpointContent:
     aliases: dict[str, str] = field(default_factory=dict)
     save_id: str = field(default_factory=lambda: secrets.token_hex(8))
     further: dict[str, list[Shard]] = field(default_factory=dict)
+    encoded: EncodedState | None = None
     before: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
@@ -95,8 +97,7 @@ def write_checkpoint(
             What was at `target` is untouched.
     """
     target = as_path(target).absolute()
-    kept = {name: value for name, value in content.state.items() if not weights_only or name in KEPT_WITH_WEIGHTS}
-    state = encode_state(kept)
+    state = encoded_state(content, weights_only=weights_only)
     shards = {"model": without_aliases(content.model, content.aliases)}
     if not weights_only:
         shards["optimizer"] = list(content.optimizer)
@@ -112,6 +113,18 @@ def write_checkpoint(
                 content.before()
             staging.publish(manifest, lambda folder, known: problems_of(folder, hashes=fsync, manifest=known))
     return manifest
+
+
+def encoded_state(content: CheckpointContent, *, weights_only: bool) -> EncodedState:
+    """Return what is to be written beside the tensors.
+
+    Raises:
+        CheckpointError: a value is not data; names its field.
+    """
+    if content.encoded is not None:
+        return content.encoded.only(KEPT_WITH_WEIGHTS) if weights_only else content.encoded
+    kept = {name: value for name, value in content.state.items() if not weights_only or name in KEPT_WITH_WEIGHTS}
+    return encode_state(kept)
 
 
 def manifest_of(content: CheckpointContent, files: Mapping[str, FileRecord], *, weights_only: bool) -> Manifest:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,6 +23,10 @@ from taskloom.loop.building import keepers_of
 from taskloom.loop.facts import Facts, Parts, StageName, TrainerState
 from taskloom.loop.preemption import Notice, requeue, settings_of
 from taskloom.loop.statistics import recompute_batch_norm
+
+if TYPE_CHECKING:
+    from taskloom.loop.fit import FitLoop
+    from taskloom.loop.saving import Saver
 
 Request = Literal["save", "validate", "log"]
 
@@ -47,7 +51,7 @@ class Control(Facts):
                 )
             )
         self._requests.add(what)
-        self._wake()
+        self.look_between_windows()
 
     @property
     def requests(self) -> set[Request]:
@@ -63,7 +67,7 @@ class Control(Facts):
     def should_stop(self, stop: bool) -> None:
         self._should_stop = stop
         if stop:
-            self._wake()
+            self.look_between_windows()
 
     def save_checkpoint(self, path: str | Path, weights_only: bool = False) -> None:
         """Write a checkpoint of the fit in hand, or the last one, to the folder `path`; return once it is verified.
@@ -208,6 +212,12 @@ class Control(Facts):
         fit, saver = self.parts.fit, self.parts.saver
         if self.parts.stage != "fit" or fit is None or saver is None:
             return
+        try:
+            self._save_after(error, fit, saver)
+        finally:
+            saver.settle()
+
+    def _save_after(self, error: BaseException, fit: FitLoop, saver: Saver) -> None:
         if isinstance(error, KeyboardInterrupt):
             self.stop_reason = "Ctrl-C"
             saver.at_end()
@@ -297,7 +307,7 @@ class Control(Facts):
     def request_interrupt(self) -> None:
         """Ctrl-C was pressed while a batch was being trained on."""
         self.interrupt_requested = True
-        self._wake()
+        self.look_between_windows()
 
     @property
     def in_training_batch(self) -> bool:
@@ -318,6 +328,7 @@ class Control(Facts):
             self.parts.keepers = keepers_of(self.run_folder / folder, self.checkpoint_policies, self.run_id)
         return self.parts.keepers
 
-    def _wake(self) -> None:
+    def look_between_windows(self) -> None:
+        """Have the fit in hand look, after the batch in hand, at what has happened; may be called in any thread."""
         if self.parts.fit is not None:
             self.parts.fit.wake()

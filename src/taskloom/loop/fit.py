@@ -166,6 +166,7 @@ class FitLoop:
             run.metrics.leave()
         self.aside.start(_CHECKPOINTS)
         self.saver.at_end(requested="save" in requests)
+        self.saver.settle()
         self.aside.stop()
 
     def _take_up(self) -> None:
@@ -290,6 +291,7 @@ class FitLoop:
         run, progress, self.between = self.run_parts, self.progress, True
         progress.seconds = self._clock() - self._began
         progress.skipped_batches = self.optimization.window.skipped
+        self.saver.check()
         run.trainer.leave_if_preempted()
         requests = run.trainer.take_requests()
         if self._log_trigger.due(progress) or "log" in requests or (self.logs.first_step and progress.steps == 1):
@@ -319,7 +321,7 @@ class FitLoop:
         seconds = [trigger.wait_seconds(progress) for trigger in self._triggers]
         self._due_time = self._clock() + min([*seconds, self.limits.wait_seconds(progress)])
         self._next_time = min(self._due_time, self.run_parts.reporter.next_refresh)
-        if trainer.is_asked:  # by a signal that arrived while this was worked out
+        if trainer.is_asked or self.saver.has_failed:  # by what happened while this was worked out
             self.wake()
 
     def _on_time(self, now: float) -> None:

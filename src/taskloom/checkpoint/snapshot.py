@@ -1,0 +1,88 @@
+"""A copy of everything that a checkpoint holds, in host memory that is used again from save to save.
+
+Training may change its tensors as soon as the copy is there, while a background thread writes it. Memory that has been
+used before is copied into at the speed of the memory; new memory must first be handed out page by page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from taskloom.checkpoint.shard import Shard, without_aliases
+from taskloom.checkpoint.state import EncodedState, encode_state
+from taskloom.checkpoint.tensor_file import check_tensor
+from taskloom.checkpoint.writer import CheckpointContent
+
+_Key = tuple[str, str, tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+class SnapshotBuffers:
+    """Host memory for one snapshot. The next one overwrites it, so the save before must have ended by then.
+
+    Pinned where a tensor comes from a CUDA device, so that the copies of all tensors run one after another without the
+    processor waiting for each.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[_Key, Tensor] = {}
+        self._from_device = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def take(self, content: CheckpointContent) -> CheckpointContent:
+        """Return a content that nothing changes any more, until the next snapshot.
+
+        Args:
+            content: with tensors on any device. Tied weights are copied once.
+
+        Raises:
+            CheckpointError: a value is not data, or a tensor cannot be stored; names it.
+        """
+        state = content.encoded or encode_state(content.state)
+        used: dict[_Key, Tensor] = {}
+        taken = replace(
+            content,
+            model=self._copies("model", without_aliases(content.model, content.aliases), used),
+            optimizer=self._copies("optimizer", content.optimizer, used),
+            further={kind: self._copies(kind, shards, used) for kind, shards in content.further.items()},
+            encoded=EncodedState(
+                state.data,
+                {
+                    name: self._copy(("state", name, (), tuple(each.shape), each.dtype), each, used)
+                    for name, each in state.tensors.items()
+                },
+            ),
+        )
+        self._buffers = used
+        if self._from_device:
+            torch.cuda.synchronize()  # the copies are complete before anything trains on
+        return taken
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._buffers = {}
+
+    def _copies(self, kind: str, shards: Iterable[Shard], used: dict[_Key, Tensor]) -> list[Shard]:
+        copied = []
+        for shard in shards:
+            check_tensor(shard.name, shard.tensor)
+            key = (kind, shard.name, tuple(shard.offset), tuple(shard.tensor.shape), shard.tensor.dtype)
+            copied.append(replace(shard, tensor=self._copy(key, shard.tensor, used)))
+        return copied
+
+    def _copy(self, key: _Key, tensor: Tensor, used: dict[_Key, Tensor]) -> Tensor:
+        source = tensor.detach()
+        buffer = self._buffers.get(key)
+        if buffer is None:
+            buffer = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=source.is_cuda)
+        buffer.copy_(source, non_blocking=source.is_cuda)
+        self._from_device |= source.is_cuda
+        used[key] = buffer
+        return buffer
