@@ -105,7 +105,8 @@ def _checkpoint(wanted: str, line: CommandLine, environment: Mapping[str, str]) 
     run_dir = find(merge(layers, []), "run_dir")
     folder = plain(run_dir) if run_dir is not None else "runs"
     try:
-        choice = RunFolder(**folder) if isinstance(folder, dict) else RunFolder(folder)
+        options = folder.get("init_args", folder) if isinstance(folder, dict) else {"root": folder}
+        choice = RunFolder(**options)
         return find_checkpoint(wanted, choice, None, hashes=False).path  # the Trainer compares them, once
     except (CheckpointError, ImportError, ValueError, TypeError, OSError):
         return Path(wanted)
