@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from taskloom.checkpoint.state import decode_state, encode_state
 from taskloom.data.generators import Generators
-from taskloom.data.loaders import loader_length
+from taskloom.data.lengths import loader_length
 from taskloom.data.sources import source_of
 
 Seen = list[Any]

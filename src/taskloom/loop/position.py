@@ -9,7 +9,7 @@ from typing import Any
 
 from taskloom.data import NamedLoader
 from taskloom.data.generators import Generators, States
-from taskloom.data.loaders import loader_length
+from taskloom.data.lengths import loader_length
 from taskloom.data.sources import source_of
 from taskloom.loop.run import Run
 
@@ -29,7 +29,7 @@ class Position:
 
     def __init__(self, run: Run, loader: NamedLoader, *, restart: bool = False) -> None:
         self._progress, self._loader = run.trainer.progress, loader
-        self._source = source_of(loader.loader, generators_of(run))
+        self._source = source_of(loader.loader, generators_of(run), rank=run.strategy.global_rank)
         self.epoch_read, self.restart = False, restart
 
     def begin_epoch(self) -> None:
