@@ -37,7 +37,8 @@ def test_a_run_in_a_store_is_trained_tested_and_continued(run: Run) -> None:
     saved = yaml.safe_load(read_bytes(as_path(f"{folder}/config.yaml")))
     assert (saved["run_dir"], saved["task"]["init_args"]["hidden"]) == (ROOT, 5)
 
-    for checkpoint in (folder, str(latest_checkpoint(f"{folder}/checkpoints")[0])):
+    newest = str(latest_checkpoint(f"{folder}/checkpoints")[0]).rpartition("/")[2]
+    for checkpoint in (folder, f"{folder}/checkpoints/{newest}"):
         tested = run(["test", "--ckpt_path", checkpoint])
         assert tested.code == 0, tested.err
         assert "test/loss" in tested.out
@@ -47,6 +48,10 @@ def test_a_run_in_a_store_is_trained_tested_and_continued(run: Run) -> None:
     assert continued.code == 0, continued.err
     assert only_run() == folder
     assert yaml.safe_load(read_bytes(as_path(f"{folder}/config.1.yaml")))["max_epochs"] == 3
+    for command in (["verify"], ["show"], ["ls", "--json"]):
+        looked = run(["ckpt", *command, folder if command[0] == "ls" else f"{folder}/checkpoints/{newest}"])
+        assert looked.code == 0, looked.err + looked.out
+        assert newest in looked.out
     from_store = run(["validate", "--config", f"{folder}/config.yaml", "--ckpt_path", folder])
     assert "val/loss" in from_store.out, from_store.err
 
