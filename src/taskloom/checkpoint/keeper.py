@@ -30,7 +30,7 @@ from taskloom.core.errors import CheckpointError, ConfigError, TaskloomWarning, 
 
 @dataclass(frozen=True)
 class KeptCheckpoint:
-    """A checkpoint that a keeper saved or is about to; `value` is the monitored metric, `None` if it cannot be ranked."""
+    """A checkpoint that a keeper saved or is about to; `value` is the monitored metric, `None` if it has no rank."""
 
     name: str
     step: int
