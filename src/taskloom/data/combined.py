@@ -38,6 +38,7 @@ class CombinedLoader:
     Attributes:
         iterables: as given.
         flattened: the loaders in a list.
+        named: the loaders by key, or by number.
         mode: as given.
 
     Raises:
@@ -66,6 +67,7 @@ class CombinedLoader:
         for name, part in named.items():
             _check_part(name, part)
         self.iterables, self.mode, self.flattened = iterables, mode, list(named.values())
+        self.named: Mapping[Any, Iterable[Any]] = named
         self._names = list(named) if isinstance(iterables, Mapping) else None
         self._mode = _MODES[mode]
 

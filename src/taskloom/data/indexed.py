@@ -20,7 +20,7 @@ from taskloom.core.errors import CheckpointError, explain
 from taskloom.data.generators import Generators, own_generators, own_states, restore_own_states
 from taskloom.data.indices import RESTART, IndexStream, samplers_of
 from taskloom.data.isolation import Isolated
-from taskloom.data.loaders import loader_length
+from taskloom.data.lengths import loader_length
 from taskloom.data.seeding import NumberedCollate, OrderedByEpoch, SeededIndices, WorkerStart, stream_seed
 from taskloom.data.source import Source, check_kind
 

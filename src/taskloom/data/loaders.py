@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from taskloom.core.errors import explain
 from taskloom.core.policies import LimitBatches
+from taskloom.data.combined import CombinedLoader
+from taskloom.data.lengths import is_reliable, loader_length
 
 
 @dataclass(frozen=True)
@@ -32,31 +34,40 @@ class NamedLoader:
     exact: bool
 
 
-def loader_length(loader: Iterable[Any]) -> float:
-    """Return the batches in a loader, `inf` when it has no length."""
-    try:
-        return len(loader)  # type: ignore[arg-type]  # a loader without a length says so by raising
-    except (TypeError, NotImplementedError):
-        return math.inf
-
-
 def named_loaders(loaders: Any, limit: int | float | None, stage: str) -> list[NamedLoader]:
     """Make a uniform list of one loader, a sequence of them, or a dict that names them.
+
+    Several training loaders are combined in one, as Lightning does it: by `CombinedLoader(loaders, "max_size_cycle")`.
+    Other stages run one after the other, also those of a sequential `CombinedLoader`.
 
     Raises:
         TypeError: something in it cannot be iterated over.
         ValueError: one is empty, or a part of one without a length is asked for.
     """
+    if isinstance(loaders, CombinedLoader) and loaders.is_sequential and stage != "train":
+        loaders = loaders.iterables
     if isinstance(loaders, Mapping):
-        items = list(loaders.items())
+        items = [(str(name), loader) for name, loader in loaders.items()]
     elif isinstance(loaders, Sequence) and not isinstance(loaders, (str, bytes)):
         items = [("", loader) for loader in loaders]
     else:
-        items = [("", loaders)]
-    return [_named(str(name), loader, limit, stage) for name, loader in items]
+        return [_named("", loaders, limit, stage)]
+    if stage != "train":
+        return [_named(name, loader, limit, stage) for name, loader in items]
+    for name, loader in items:
+        _check(name, loader, stage)
+    return [_named("", CombinedLoader(loaders, "max_size_cycle"), limit, stage)]
 
 
 def _named(name: str, loader: Any, limit: int | float | None, stage: str) -> NamedLoader:
+    _check(name, loader, stage)
+    combined = isinstance(loader, CombinedLoader)
+    used = LimitBatches.apply(limit, loader_length(loader), stage)
+    reliable = loader.is_reliable if combined else is_reliable(loader)
+    return NamedLoader(name, loader, used, exact=not math.isinf(used) and reliable)
+
+
+def _check(name: str, loader: Any, stage: str) -> None:
     what = f"The {stage} loader{f' {name!r}' if name else ''}"
     if not isinstance(loader, Iterable):
         raise TypeError(
@@ -66,8 +77,10 @@ def _named(name: str, loader: Any, limit: int | float | None, stage: str) -> Nam
                 fix="pass a torch.utils.data.DataLoader or any iterable of batches",
             )
         )
-    length = loader_length(loader)
-    if length == 0:
+    if isinstance(loader, CombinedLoader):
+        for part, each in loader.named.items():
+            _check(str(part), each, stage)
+    if loader_length(loader) == 0:
         raise ValueError(
             explain(
                 f"{what} is empty",
@@ -76,9 +89,6 @@ def _named(name: str, loader: Any, limit: int | float | None, stage: str) -> Nam
                 fix="check the data set's length, and drop_last with a batch size larger than it",
             )
         )
-    streaming = isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
-    used = LimitBatches.apply(limit, length, stage)
-    return NamedLoader(name, loader, used, exact=not math.isinf(used) and not streaming)
 
 
 def feed(loader: Iterable[Any], length: float, transfer: Callable[[Any], Any] | None) -> Iterator[Any]:
@@ -86,7 +96,7 @@ def feed(loader: Iterable[Any], length: float, transfer: Callable[[Any], Any] | 
 
     Built of `islice` and `map`, so that a step pays for no frame of ours.
     """
-    batches = iter(loader)
+    batches = loader.batches() if isinstance(loader, CombinedLoader) else iter(loader)
     if not math.isinf(length) and length != loader_length(loader):
         batches = islice(batches, int(length))
     return batches if transfer is None else map(transfer, batches)

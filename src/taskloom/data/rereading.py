@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from taskloom.core.errors import CheckpointError, explain
 from taskloom.data.generators import Generators, own_generators, own_states, restore_own_states
 from taskloom.data.isolation import Isolated
-from taskloom.data.loaders import loader_length
+from taskloom.data.lengths import loader_length
 from taskloom.data.seeding import OrderedByEpoch, stream_seed
 from taskloom.data.source import Source, Told, check_kind, told_nobody
 

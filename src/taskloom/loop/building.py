@@ -137,16 +137,8 @@ def _training_loader(trainer: Trainer, run: Run, given: Any) -> NamedLoader:
         )
     limits = trainer.settings.limits
     overfits = limits.overfit is not None
-    named = limited_loaders(loaders, limits.overfit if overfits else limits.train, "train")
-    if len(named) != 1:
-        raise ValueError(
-            explain(
-                f"fit was given {len(named)} training loaders",
-                why="which batches go together is a decision",
-                fix="combine them in one loader that yields both",
-            )
-        )
-    return _same_batches(run, named[0]) if overfits else named[0]
+    (named,) = limited_loaders(loaders, limits.overfit if overfits else limits.train, "train")
+    return _same_batches(run, named) if overfits else named
 
 
 def _same_batches(run: Run, loader: NamedLoader) -> NamedLoader:
