@@ -51,6 +51,11 @@ def test_a_state_saved_twice_does_not_differ(tmp_path: Path) -> None:
     assert difference.compared == len(model) + 2
 
 
+def test_two_equal_trainings_do_not_differ_by_their_clock(tmp_path: Path) -> None:
+    one, other = ({"state": {"progress": {"steps": 10, "seconds": seconds}}} for seconds in (1.5, 2.5))
+    assert compared(tmp_path, one, other).is_empty
+
+
 @pytest.mark.holds("CL-09")
 def test_tensors_are_named_with_how_far_they_are_apart(tmp_path: Path) -> None:
     weight = torch.arange(600_000, dtype=torch.float32) / 1000

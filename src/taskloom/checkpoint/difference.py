@@ -3,6 +3,7 @@
 Tensors are compared one at a time and in blocks, so that two of them and a little more are in memory; whether they were
 saved whole or in pieces makes no difference. Equal means the same bits: two NaN of the same bits are equal, zero and
 minus zero are not. With a tolerance, numbers also count as equal if `|before - after| <= tolerance * (1 + |before|)`.
+The time that a training took is not compared.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from taskloom.core.errors import explain
 
 _BLOCK = 1 << 18  # elements that are compared at once
 _MOST_VALUES = 50_000  # of a configuration; a few lines of YAML can stand for more than fits into memory
+_CLOCK = "progress.seconds"  # differs between two trainings that are equal in all else
 _MOST_NUMBERS = 8  # a longer row of numbers, such as the state of a generator, is one value
 
 
@@ -210,7 +212,7 @@ def _facts(reader: CheckpointReader) -> dict[str, Any]:
         "metrics": {name: {"value": value, "step": step} for name, (value, step) in manifest.metrics.items()},
         "aliases": dict(manifest.aliases),
     }
-    return dict(_flat({"manifest": about, **reader.state}))
+    return {path: value for path, value in _flat({"manifest": about, **reader.state}) if path != _CLOCK}
 
 
 def _config(reader: CheckpointReader) -> dict[str, Any]:
