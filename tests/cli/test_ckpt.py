@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from taskloom import CheckpointPolicy, TaskModule, Trainer
-from taskloom.checkpoint import CheckpointKeeper, Shard, verify_checkpoint, write_checkpoint
+from taskloom import CheckpointPolicy, RestorePolicy, TaskModule, Trainer
+from taskloom.callbacks import EMAWeightAveraging
+from taskloom.checkpoint import CheckpointKeeper, Shard, open_checkpoint, verify_checkpoint, write_checkpoint
 from taskloom.checkpoint.catalogue import list_checkpoints
 from taskloom.checkpoint.folder import KeptRecord
 from taskloom.checkpoint.pruning import plan_pruning
@@ -261,10 +262,10 @@ class Line(TaskModule):
         return torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
 
 
-def fit(task: Line, max_steps: int, **options: Any) -> Any:
+def fit(task: Line, max_steps: int, callbacks: Any = (), **options: Any) -> Any:
     x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8)
-    trainer = Trainer(max_steps=max_steps, seed=0, progress=False, logger=False, accelerator="cpu")
+    trainer = Trainer(max_steps=max_steps, seed=0, progress=False, logger=False, accelerator="cpu", callbacks=callbacks)
     return trainer.fit(task, loader, **options)
 
 
@@ -291,6 +292,9 @@ def test_weights_come_in_and_go_out_again(run: Run) -> None:
     task = Line.load_from_checkpoint("start")
     assert task.hparams.lr == 0.5
     assert torch.equal(task.net.weight, weights["weight"])
+    started = Line()
+    fit(started, 0, ckpt_path="start", restore=RestorePolicy(only="model"))
+    assert torch.equal(started.net.weight, weights["weight"])
     assert run(["ckpt", "export", "start", "out.safetensors", "--remove_task_prefix"]).code == 0
     assert {name: tensor.tolist() for name, tensor in load_file("out.safetensors").items()} == {
         name: tensor.tolist() for name, tensor in weights.items()
@@ -299,6 +303,19 @@ def test_weights_come_in_and_go_out_again(run: Run) -> None:
     refused = run(["ckpt", "import", "module.pt", "other"])
     assert refused.code == 1
     assert "module.pt needs more than data: " in refused.err
+
+
+@pytest.mark.holds("R45")
+def test_the_average_of_a_run_is_exported_by_switch(run: Run) -> None:
+    task = Line()
+    result = fit(task, 6, callbacks=[EMAWeightAveraging(decay=0.5)])
+    assert run(["ckpt", "export", "last", "average.safetensors", "--weights", "average"]).code == 0
+    assert run(["ckpt", "export", "last", "model.safetensors"]).code == 0
+    average, model = load_file("average.safetensors"), load_file("model.safetensors")
+    assert set(average) == set(model) == set(task.state_dict())
+    assert not torch.equal(average["net.weight"], model["net.weight"])
+    with open_checkpoint(result.last_checkpoint) as reader:
+        assert torch.equal(average["net.weight"], reader.tensor("average", "net.weight"))
 
 
 def test_upgrade_leaves_the_present_format_alone(run: Run, checkpoints: Path) -> None:
