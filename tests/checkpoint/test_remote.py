@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ from taskloom.checkpoint import (
 from taskloom.checkpoint import remote_file as remote_file_module
 from taskloom.checkpoint.files import HashedFile, claim_file, put_bytes, replace_json
 from taskloom.checkpoint.manifest import MANIFEST, Manifest
-from taskloom.checkpoint.place import Place, StoreError, as_path, files_below, is_file, read_bytes
+from taskloom.checkpoint.place import Place, StoreError, as_path, files_below, has_folders, is_file, read_bytes
 from taskloom.checkpoint.remote_file import RemoteTensorFile
 from taskloom.checkpoint.staging import mark_name, stands_for_its_target
 from taskloom.checkpoint.tensor_file import raw_bytes
@@ -113,6 +115,36 @@ def test_retention_on_s3(bucket: Bucket) -> None:
     }
     assert best_checkpoint(root).name == "step-00000001"
     assert json.loads(read_bytes(root / "last.json"))["checkpoint"] == "step-00000003"
+
+
+@pytest.mark.holds("CK-19")
+def test_a_server_of_files_has_folders_and_may_be_unable_to_copy(tmp_path: Path) -> None:
+    """What `sftp://` and its like do, told by a disk behind a protocol of its own."""
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+    from upath import UPath
+    from upath.registry import register_implementation
+
+    class Server(LocalFileSystem):
+        protocol = "testserver"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "/" + str(path).removeprefix("testserver://").strip("/")
+
+        def cp_file(self, *arguments: Any, **keywords: Any) -> None:
+            raise NotImplementedError
+
+    fsspec.register_implementation("testserver", Server, clobber=True)
+    register_implementation("testserver", type("ServerPath", (UPath,), {}), clobber=True)
+    root = as_path(f"testserver:/{tmp_path}/a b/checkpoints")
+    assert has_folders(root)
+    save(root, 1, 2, keep_last=1)
+    CheckpointKeeper(root, CheckpointPolicy(), "run-a").save(make_content(2, seed=5))
+    found, skipped = latest_checkpoint(root)
+    assert (step_of(found), _weights(found), skipped) == (2, 5, [])
+    folder = tmp_path / "a b" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["kept.json", "last.json", "step-00000002"]
 
 
 @pytest.mark.usefixtures("memory")
@@ -237,6 +269,60 @@ def test_a_kill_at_any_change_of_a_store_leaves_the_old_checkpoint_or_the_new(
         assert (step_of(found), _weights(found)) == (1, 7) if action is replaced else (2, 2)
         assert not [name for name in names(ROOT) if ".unfinished" in name or "/." in name]
     assert len(seen) == 2  # the old one and the new one were both found at some point
+
+
+@pytest.mark.holds("R1", "CK-19")
+def test_the_order_of_changes_is_what_makes_a_kill_harmless(memory: MemoryStore) -> None:
+    def changes(action: Callable[[], None]) -> list[str]:
+        memory.log.clear()
+        action()
+        shown = {"pipe_file": "put", "open": "upload", "cp_file": "copy", "rm_file": "delete"}
+        made = [
+            f"{shown[operation]} {name.removeprefix('/runs/a/checkpoints/')}"
+            for operation, name in memory.log
+            if operation in shown
+        ]
+        # a put in memory is an upload inside; of a checkpoint's other files the order does not matter
+        puts = {line.partition(" ")[2] for line in made if line.startswith("put")}
+        made = [line for line in made if not (line.startswith("upload") and line.partition(" ")[2] in puts)]
+        short = [re.sub(r"(step-\d+\S*?)/(model|optimizer|state|config)\S*", r"\1/…", line) for line in made]
+        short = [re.sub(r"^(put|upload) (.*…)$", r"write \2", line) for line in short]
+        return [line for number, line in enumerate(short) if number == 0 or line != short[number - 1]]
+
+    run = "ef7bea7f"  # of the run's id
+    old, new, waiting = "step-00000001", "step-00000002", f".step-00000001.replaced-{run}"
+    assert changes(first) == [
+        f"put {old}/.unfinished-{run}",
+        f"write {old}/…",
+        f"put {old}/manifest.json",
+        f"delete {old}/.unfinished-{run}",
+        "put last.json",
+        "put kept.json",
+    ]
+    assert changes(replaced)[:10] == [
+        f"put {waiting}/.unfinished-{run}",
+        f"write {waiting}/…",
+        f"put {waiting}/manifest.json",
+        f"delete {waiting}/.unfinished-{run}",
+        f"put {old}/.unfinished-{run}",
+        f"delete {old}/manifest.json",
+        f"delete {old}/…",
+        f"copy {waiting}/…",
+        f"copy {waiting}/manifest.json",
+        f"delete {old}/.unfinished-{run}",
+    ]
+    assert changes(pruned) == [
+        f"put {new}/.unfinished-{run}",
+        f"write {new}/…",
+        f"put {new}/manifest.json",
+        f"delete {new}/.unfinished-{run}",
+        "put last.json",
+        "put kept.json",
+        f"put {old}/.unfinished-{run}",
+        f"delete {old}/manifest.json",
+        f"delete {old}/…",
+        f"delete {old}/.unfinished-{run}",
+    ]
 
 
 @pytest.mark.holds("R1", "CK-19")

@@ -94,6 +94,8 @@ def write_together(
         with disk_errors(target):
             files = {**records, **write_rest(staging.folder, encoded, content.config, fsync=fsync)}
             manifest = manifest_of(content, files, weights_only=weights_only)
+            if content.before is not None:
+                content.before()
             staging.publish(manifest, lambda folder, known: problems_of(folder, hashes=fsync, manifest=known))
         return manifest
 
