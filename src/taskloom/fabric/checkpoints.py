@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 
 from taskloom.checkpoint import RestorePolicy, write_checkpoint
 from taskloom.checkpoint.export import NamedTensors, write_weights
-from taskloom.checkpoint.foreign import read_foreign
 from taskloom.checkpoint.place import Place, place_of
 from taskloom.checkpoint.weight_files import WeightFiles
 from taskloom.core.errors import CheckpointError, explain
@@ -186,6 +185,8 @@ class Checkpoints:
         Raises:
             CheckpointError: the file is damaged, would run code, or does not fit; names what.
         """
+        from taskloom.checkpoint.foreign import read_foreign  # needed by few, and not small
+
         place = place_of(path, self._run_dir)
         weights = read_foreign(place)
         tensors = {**weights.tensors, **{alias: weights.tensors[name] for alias, name in weights.aliases.items()}}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from taskloom import __version__
 from taskloom.data import NamedLoader
 from taskloom.data.loaders import declared_batch_size
 from taskloom.loop.run import Run
@@ -18,7 +19,7 @@ def setup_of(run: Run, loader: NamedLoader) -> dict[str, Any]:
     trainer, strategy, settings = run.trainer, run.strategy, run.trainer.settings
     seed = {} if settings.seed is None else {"seed": settings.seed}
     return {
-        "taskloom": __version__,
+        "taskloom": _version(),
         "torch": str(torch.__version__),
         "accelerator": strategy.accelerator.name,
         "strategy": strategy.name,
@@ -34,3 +35,11 @@ def setup_of(run: Run, loader: NamedLoader) -> dict[str, Any]:
         "max_steps": settings.steps.max,
         "max_time": settings.seconds,
     }
+
+
+@cache
+def _version() -> str:
+    try:
+        return version("taskloom")
+    except PackageNotFoundError:  # run from its source, without having been installed
+        return "source"
