@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint.contents import make_content
+from checkpoint.ranks import on_ranks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_bytes
@@ -35,6 +36,7 @@ from taskloom.checkpoint.place import Place, StoreError, as_path, files_below, h
 from taskloom.checkpoint.remote_file import RemoteTensorFile
 from taskloom.checkpoint.staging import mark_name, stands_for_its_target
 from taskloom.checkpoint.tensor_file import raw_bytes
+from taskloom.checkpoint.together import write_together
 
 ROOT = "memory://runs/a/checkpoints"
 
@@ -115,6 +117,21 @@ def test_retention_on_s3(bucket: Bucket) -> None:
     }
     assert best_checkpoint(root).name == "step-00000001"
     assert json.loads(read_bytes(root / "last.json"))["checkpoint"] == "step-00000003"
+
+
+@pytest.mark.holds("CK-12", "CK-19")
+def test_processes_write_one_checkpoint_into_a_store(bucket: Bucket, tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(4, 3)
+
+    def save_rows(rank: int) -> int:
+        rows = Shard("w", whole[2 * rank : 2 * rank + 2].clone(), (4, 3), (2 * rank, 0))
+        content = make_content(1, model=[rows], optimizer=[], aliases={})
+        return write_together(as_path(f"{bucket.url}/step-1", bucket.options), content).step
+
+    assert on_ranks(2, save_rows, tmp_path) == [1, 1]
+    with open_checkpoint(as_path(f"{bucket.url}/step-1", bucket.options), verify=True) as reader:
+        assert torch.equal(reader.tensor("model", "w"), whole)
+    assert len([name for name in bucket.names() if name.endswith(".safetensors") and "model/" in name]) == 2
 
 
 @pytest.mark.holds("CK-19")
