@@ -24,11 +24,9 @@ from taskloom.checkpoint.manifest import ANOTHER_ONE, MANIFEST, VERSION, FileRec
 from taskloom.checkpoint.place import Place, StoreError, as_path, children, is_file, is_remote, kind_of, read_bytes
 from taskloom.checkpoint.remote_file import RemoteTensorFile
 from taskloom.checkpoint.state import decode_state
-from taskloom.checkpoint.tensor_file import DTYPES
+from taskloom.checkpoint.tensor_file import TensorLayout
 from taskloom.checkpoint.upgrade import upgraded_file
 from taskloom.core.errors import CheckpointError, explain, nearest
-
-_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def open_checkpoint(path: str | PurePath, *, verify: bool = False) -> CheckpointReader:
@@ -193,8 +191,8 @@ class CheckpointReader:
         first = self.pieces(kind, name)[0]
         with _reading(self.path / kind / first.file):
             header = self._file(f"{kind}/{first.file}").get_slice(first.key)
-            dtype, shape = _DTYPES[header.get_dtype()], tuple(header.get_shape())
-        return dtype, shape if first.region is None else first.region.global_shape
+            layout = TensorLayout.stored(header.get_dtype(), header.get_shape())
+        return layout.dtype, layout.shape if first.region is None else first.region.global_shape
 
     def part(self, kind: str, piece: StoredPiece, slices: Sequence[slice]) -> Tensor:
         """Read a part of a piece: one slice per dimension, in the coordinates of the piece."""
