@@ -17,6 +17,7 @@ _HOME = {
     "Callback": "taskloom.callbacks",
     "CheckpointError": "taskloom.core.errors",
     "CheckpointPolicy": "taskloom.checkpoint",
+    "CombinedLoader": "taskloom.data",
     "ConfigError": "taskloom.core.errors",
     "DataModule": "taskloom.core.data",
     "DebugOptions": "taskloom.core.policies",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from taskloom.core.progress import Progress as Progress
     from taskloom.core.seed import seed_everything as seed_everything
     from taskloom.core.task import TaskModule as TaskModule
+    from taskloom.data import CombinedLoader as CombinedLoader
     from taskloom.fabric import Fabric as Fabric
     from taskloom.loggers import Logger as Logger
     from taskloom.precision import LossScaling as LossScaling

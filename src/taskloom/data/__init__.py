@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from taskloom.data.combined import CombinedLoader
 from taskloom.data.loaders import NamedLoader, feed, named_loaders, suggested_num_workers
 from taskloom.data.reproducible import ReproducibleDataset
 from taskloom.data.samplers import SeedableRandomSampler
 from taskloom.data.seeding import seed_worker
 
 __all__ = [
+    "CombinedLoader",
     "NamedLoader",
     "ReproducibleDataset",
     "SeedableRandomSampler",

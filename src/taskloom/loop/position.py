@@ -12,6 +12,7 @@ from taskloom.data.generators import Generators, States
 from taskloom.data.lengths import loader_length
 from taskloom.data.sources import source_of
 from taskloom.loop.run import Run
+from taskloom.report.text import format_duration
 
 
 class Position:
@@ -29,7 +30,10 @@ class Position:
 
     def __init__(self, run: Run, loader: NamedLoader, *, restart: bool = False) -> None:
         self._progress, self._loader = run.trainer.progress, loader
-        self._source = source_of(loader.loader, generators_of(run), rank=run.strategy.global_rank)
+        self._message = run.reporter.message
+        self._source = source_of(
+            loader.loader, generators_of(run), rank=run.strategy.global_rank, told=self._tell_reading_again
+        )
         self.epoch_read, self.restart = False, restart
 
     def begin_epoch(self) -> None:
@@ -60,6 +64,12 @@ class Position:
         if not math.isinf(most) and most != loader_length(self._loader.loader):
             batches = islice(batches, int(most) - done)
         return batches if transfer is None else map(transfer, batches)
+
+    def _tell_reading_again(self, read: int, total: int, seconds: float) -> None:
+        self._message(
+            f"Reading the training data again up to the checkpoint's position: batch {read:,} of {total:,}, about "
+            f"{format_duration(seconds)} left"
+        )
 
     def close(self) -> None:
         """End worker processes that persist."""
