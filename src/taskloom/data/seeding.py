@@ -14,13 +14,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy
 import torch
 from torch.utils.data import get_worker_info
 
-from taskloom.data.generators import OwnGenerator, own_generators
+from taskloom.data.generators import OwnGenerator, own_generators, search
+
+_QUICKLY_SEARCHED: Final = 50
 
 
 @runtime_checkable
@@ -112,6 +114,18 @@ class _Here:
     def __init__(self) -> None:
         self.collate: Any = None
         self.number = self.epoch = -1
+        self._own: dict[str, OwnGenerator] = {}
+        self._searched_in = -1
+
+    def own(self, dataset: Any) -> dict[str, OwnGenerator]:
+        """Return the generators that the data set and the collate function own.
+
+        They are looked for anew in each batch, or in each epoch where there is much to look through.
+        """
+        if self._searched_in != self.epoch:
+            self._own, size = search({"dataset": dataset, "collate_fn": self.collate})
+            self._searched_in = self.epoch if size > _QUICKLY_SEARCHED else -1
+        return self._own
 
 
 _here = _Here()
@@ -131,7 +145,7 @@ def arrive(indices: Any, epoch_seed: int, number: int, epoch: int) -> Any:
         if _here.epoch != epoch and isinstance(worker.dataset, OrderedByEpoch):
             worker.dataset.set_epoch(epoch)
         _here.number, _here.epoch = number, epoch
-        for name, generator in own_generators({"dataset": worker.dataset, "collate_fn": _here.collate}).items():
+        for name, generator in _here.own(worker.dataset).items():
             seed_own(generator, stream_seed(seed, name))
     return indices
 
