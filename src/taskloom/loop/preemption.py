@@ -100,7 +100,7 @@ class Notice:
                 number: int = signal.Signals[name]
                 before = signal.getsignal(number)
                 if before is None:  # it could not be put back afterwards
-                    say(f"{name} is not noticed, because something outside Python handles it (faulthandler, perhaps).")
+                    say(f"{name} is not noticed, because something outside Python handles it.")
                     continue
                 replaced[number] = before
                 signal.signal(number, self._handler(name, before, settings.grace))

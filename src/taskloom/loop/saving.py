@@ -178,7 +178,11 @@ class Saver:
             that has none, or keeps none.
         """
         trainer, steps = self._run.trainer, self._run.trainer.progress.steps
-        self._background.wait()
+        try:
+            self._background.wait()
+        except CheckpointError as error:  # no reason not to try what the process is about to leave
+            trainer.record.reporter.message(f"A checkpoint in the background failed: {error}")
+            self._saved_step = self._complete_step = -1
         if not self._keepers or not steps or not self.agenda.begun:
             return trainer.last_checkpoint
         path = self._keepers[0].folder / checkpoint_name(steps)
@@ -279,9 +283,11 @@ class Saver:
 
     def resume(self, state: dict[str, Any], *, restart: bool = False) -> None:
         """Continue from a restored state, which is saved already; with `restart` its epoch's data begin anew."""
-        self._saved_step = self._run.trainer.progress.steps
-        if self._keepers and self._is_complete(self._keepers[0].folder / checkpoint_name(self._saved_step)):
-            self._complete_step = self._saved_step
+        steps, agenda = self._run.trainer.progress.steps, state.get("agenda")
+        # one that was written before all was done at its step is not the last word on it
+        self._saved_step = steps if agenda is None or agenda["settled"] else -1
+        if self._keepers and self._is_complete(self._keepers[0].folder / checkpoint_name(steps)):
+            self._complete_step = steps
         self.position.restart = restart
         self.position.load_state_dict(state["position"])
-        self.agenda.load_state_dict(state.get("agenda"))
+        self.agenda.load_state_dict(agenda)
