@@ -368,6 +368,26 @@ class HeadOnlyFrozen(Net):
         return [{"params": [*self.head.parameters()], "lr": 0.3}]
 
 
+@pytest.mark.holds("R13", "R12")
+def test_policies_in_another_order_keep_what_each_of_them_kept(tmp_path: Path) -> None:
+    class Measured(Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log_dict({"up": float(self.trainer.global_step), "down": -float(self.trainer.global_step)})
+
+    def train(steps: int, monitors: list[str | None], **more: Any) -> dict[str | None, list[str]]:
+        policies = [CheckpointPolicy(monitor=each, save_top_k=1, every="1 step", fsync=False) for each in monitors]
+        trainer = quiet(max_steps=steps, val_check_interval="1 steps", checkpoint=policies, run_dir=tmp_path)
+        trainer.fit(Measured(), loader(16), loader(2), **more)
+        paths.append(trainer.last_checkpoint)
+        return {keeper.policy.monitor: [path.name[-1] for path in keeper.kept] for keeper in trainer.checkpoints}
+
+    paths: list[Path] = []
+    assert train(3, ["up", "down", None]) == {"up": ["1", "3"], "down": ["3"], None: ["3"]}
+    again = train(4, [None, "down", "up"], ckpt_path=paths[0])
+    assert again == {"up": ["1", "4"], "down": ["4"], None: ["4"]}
+    assert train(5, ["up", "down", None, "up"], ckpt_path=paths[1])["down"] == ["5"]
+
+
 @pytest.mark.holds("R13")
 def test_a_data_module_that_is_gone_and_one_that_kept_nothing(tmp_path: Path) -> None:
     class Data(DataModule):

@@ -413,7 +413,7 @@ class _FitRestore:
             restoration.report.changes.append(("Data", "the epoch begins anew"))
         optimization.window.skipped = trainer.progress.skipped_batches
         if restoration.takes("checkpoints"):
-            for keeper, kept in zip(self._keepers, state["keepers"], strict=False):
+            for keeper, kept in zip(self._keepers, _own_entries(self._keepers, state["keepers"]), strict=True):
                 keeper.load_state_dict(kept, resumed_from=reader.path)
         if restoration.takes("data") and run.datamodule is not None and state["datamodule"]:
             run.datamodule.load_state_dict(state["datamodule"])
@@ -427,6 +427,24 @@ class _FitRestore:
                 restore_metric_states(run.task, state["metric_objects"])
         if restoration.takes("generators"):
             restore_generators(run, state["generators"])
+
+
+def _own_entries(keepers: Sequence[CheckpointKeeper], saved: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each keeper what the one with its metric had kept; of equal ones each has its own, in order.
+
+    One whose metric nobody had takes what is left, of which it forgets the values, and one that is new begins empty.
+    """
+    left = list(saved)
+    found: dict[int, dict[str, Any]] = {}
+    for same in (True, False):
+        for number, keeper in enumerate(keepers):
+            wanted = (keeper.policy.monitor, keeper.policy.mode)
+            fitting = [each for each in left if not same or (each["monitor"], each["mode"]) == wanted]
+            if number not in found and fitting:
+                found[number] = fitting[0]
+                left.remove(fitting[0])
+    empty = {"monitor": None, "mode": "min", "entries": []}
+    return [found.get(number, empty) for number in range(len(keepers))]
 
 
 def run_module(run: Run) -> Any:
