@@ -238,3 +238,19 @@ def test_a_best_that_is_gone_or_was_never_measured(tmp_path: Path) -> None:
     plain.fit(Noisy(), loader(16, 4))
     with pytest.raises(CheckpointError, match=r"names no best checkpoint.*CheckpointPolicy\(monitor="):
         quiet(run_dir=tmp_path / "plain").test(Noisy(), held_out(), ckpt_path="best")
+
+
+@pytest.mark.holds("R56", "R45")
+def test_averaged_weights_are_evaluated_where_that_is_asked_for(tmp_path: Path) -> None:
+    from taskloom.callbacks import EMAWeightAveraging
+
+    torch.manual_seed(0)
+    trainer = quiet(EMAWeightAveraging(decay=0.5), max_epochs=2, checkpoint=BEST, run_dir=tmp_path)
+    trainer.fit(Noisy(), loader(16, 4), held_out())
+    path = trainer.last_checkpoint
+    in_fit = json.loads((path / "manifest.json").read_text())["metrics"]["val/loss"]["value"]
+    averaged = RestorePolicy(weights="average")
+    assert quiet().validate(Noisy(), held_out(), ckpt_path=path, verbose=False, restore=averaged)[0]["val/loss"] == in_fit
+    assert quiet().validate(Noisy(), held_out(), ckpt_path=path, verbose=False)[0]["val/loss"] != in_fit
+    task = Noisy.load_from_checkpoint(path, restore=averaged)
+    assert quiet().validate(task, held_out(), verbose=False)[0]["val/loss"] == in_fit
