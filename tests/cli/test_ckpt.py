@@ -18,6 +18,7 @@ from cli.command import Run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -530,6 +531,7 @@ def test_malicious_checkpoints_run_nothing_in_the_tools(tmp_path: Path) -> None:
     good = tmp_path / "good"
     write_checkpoint(good, make_content(), fsync=False)
     payload = b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR."
+    odd = safetensors_bytes({"net.weight": torch.zeros(4, 3, dtype=torch.complex64), "net.bias": torch.zeros(4)})
     changes = {
         "state.json": [
             b'{"x": {"$import": "os"}}',
@@ -538,7 +540,7 @@ def test_malicious_checkpoints_run_nothing_in_the_tools(tmp_path: Path) -> None:
         ],
         "state.safetensors": [payload],
         "config.yaml": [b"!!python/object/apply:os.system ['touch pwned']\n", b"a: &a [*a]\n"],
-        "model/model-00001-of-00001.safetensors": [payload, b"PK\x03\x04" + payload],
+        "model/model-00001-of-00001.safetensors": [payload, b"PK\x03\x04" + payload, odd],
         "model/model.safetensors.index.json": [b'{"weight_map": {"w": "../../x.py"}}', b'{"weight_map": {"w": 1}}'],
     }
     forged = [
