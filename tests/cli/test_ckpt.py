@@ -354,11 +354,16 @@ def test_prune_says_what_it_would_do_and_asks(run: Run, checkpoints: Path, monke
     monkeypatch.setattr("builtins.input", lambda question: "n")
     assert run(["ckpt", "prune", "runs/a", "--keep_last", "1"]).code == 1
     assert names(checkpoints) == everything
-    monkeypatch.setattr("builtins.input", lambda question: "y")
+
+    def pin_and_agree(question: str) -> str:
+        KeptRecord(checkpoints).set_pinned("step-00000010", pinned=True)  # in another terminal, before the answer
+        return "y"
+
+    monkeypatch.setattr("builtins.input", pin_and_agree)
     done = run(["ckpt", "prune", "runs/a", "--keep_last", "1"])
     assert done.code == 0
     assert "are free" in done.out
-    assert names(checkpoints) == ["step-00000020", "step-00000040"]
+    assert names(checkpoints) == ["step-00000010", "step-00000020", "step-00000040"]
     assert run(["ckpt", "prune", "runs/a", "--keep_last", "1", "--yes"]).out.endswith("nothing to delete\n")
     assert run(["ckpt", "prune", "runs/a", "--keep_last", "-1"]).code == 2
 

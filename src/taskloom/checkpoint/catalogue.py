@@ -73,7 +73,7 @@ def list_checkpoints(folder: Place, *, hashes: bool = False) -> list[Listed]:
     Raises:
         OSError: a store cannot be asked.
     """
-    marks = _marks(folder)
+    marks = marks_in(folder)
     found, passed_over = candidates(folder)
     listed = [
         Listed(
@@ -116,7 +116,8 @@ def monitored(folder: Place) -> dict[str, str]:
     return {str(entry["monitor"]): str(entry.get("mode", "min")) for entry in entries if "monitor" in entry}
 
 
-def _marks(folder: Place) -> dict[str, tuple[str, ...]]:
+def marks_in(folder: Place) -> dict[str, tuple[str, ...]]:
+    """Return what checkpoints are kept for now, by their names."""
     named = [(read_json(folder / LAST).get("checkpoint"), "last")]
     named += [(entry.get("checkpoint"), f"best by {entry.get('monitor')}") for entry in best_entries(folder).values()]
     record = KeptRecord(folder)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from time import time
 
-from taskloom.checkpoint.catalogue import Leftover, Listed, list_checkpoints, list_leftovers, monitored
+from taskloom.checkpoint.catalogue import Leftover, Listed, list_checkpoints, list_leftovers, marks_in, monitored
 from taskloom.checkpoint.file_checks import file_problems
 from taskloom.checkpoint.files import disk_errors, remove_tree
 from taskloom.checkpoint.place import Place
@@ -40,19 +40,24 @@ class Pruning:
         """What becomes free."""
         return sum(each.bytes for each in self.delete) + sum(each.bytes for each in self.leftovers)
 
-    def apply(self) -> None:
-        """Delete.
+    def apply(self) -> int:
+        """Delete, but for what has been pinned or named since, and return the bytes that became free.
 
         Raises:
             CheckpointError: something cannot be deleted; what is left is whole.
         """
+        free = 0
         for each in self.delete:
             assert each.manifest is not None  # such are never among them
             with disk_errors(each.path):
-                delete_checkpoint(each.path, each.manifest.run_id)
+                if each.path.name not in marks_in(each.path.parent):
+                    delete_checkpoint(each.path, each.manifest.run_id)
+                    free += each.bytes
         for leftover in self.leftovers:
             with disk_errors(leftover.path):
                 remove_tree(leftover.path)
+            free += leftover.bytes
+        return free
 
 
 def plan_pruning(

@@ -35,8 +35,7 @@ def run(args: Sequence[str]) -> int:
     if not options.yes and not _agreed(plan):
         say("nothing was deleted")
         return 1
-    plan.apply()
-    say(f"deleted, {format_bytes(plan.bytes)} are free")
+    say(f"deleted, {format_bytes(plan.apply())} are free")
     return 0
 
 
