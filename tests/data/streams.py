@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from data.resuming import saved, seed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from taskloom import CombinedLoader
+from taskloom.data.generators import Generators
+from taskloom.data.lengths import is_reliable
+from taskloom.data.loaders import with_last
+from taskloom.data.sources import source_of
 
 Sample = list[float]
 
@@ -101,3 +108,49 @@ def as_is(samples: list[Sample]) -> list[Sample]:
 
 def stream(dataset: IterableDataset[Any], workers: int = 0, **options: Any) -> DataLoader[Any]:
     return DataLoader(dataset, 2, num_workers=workers, collate_fn=as_is, **options)
+
+
+Seen = list[Any]
+
+
+def train(make: Callable[[], Any], stops: Sequence[int] = (), *, epochs: int = 2, limit: int | None = None) -> Seen:
+    """Train as the loop does, which reads one batch ahead, in a run that is killed after some numbers of steps."""
+    seed(1)
+    seen: Seen = []
+    state: Any = None
+    for stop in [*stops, None]:
+        state = _run(make(), seen, state, stop, epochs, limit)
+        seed(stop or 0)
+    return seen
+
+
+def _run(loader: Any, seen: Seen, state: Any, stop: int | None, epochs: int, limit: int | None) -> Any:
+    generators = Generators()
+    source = source_of(loader, generators)
+    reliable = loader.is_reliable if isinstance(loader, CombinedLoader) else is_reliable(loader)
+    epoch, done = (state["epoch"], state["done"]) if state else (0, 0)
+    if state:
+        source.load_state_dict(state["source"])
+        generators.restore(state["generators"])
+
+    def checkpoint(epoch: int, done: int) -> Any:
+        kept = {"epoch": epoch, "done": done, "source": source.state_dict(epoch, done)}
+        return saved({**kept, "generators": generators.states()})
+
+    try:
+        for number in range(epoch, epochs):
+            source.begin_epoch(number, resumed=bool(done))
+            batches = source.batches(done)
+            if limit is not None:
+                batches = (batch for batch, _ in zip(batches, range(limit - done), strict=False))
+            for batch, last in ((each, None) for each in batches) if reliable else with_last(batches):
+                seen.append((number, done, batch, noise()))
+                done += 1
+                if len(seen) == stop and not last:
+                    return checkpoint(number, done)
+            done = 0
+            if len(seen) == stop:
+                return checkpoint(number + 1, 0)
+    finally:
+        source.close()
+    return state

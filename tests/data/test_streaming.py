@@ -3,71 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from data.resuming import saved, seed
-from data.streams import Batches, Buffered, Placed, Remembering, noise, stream
+from data.resuming import saved
+from data.streams import Batches, Buffered, Placed, Remembering, noise, stream, train
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from taskloom import CombinedLoader
 from taskloom.core.errors import CheckpointError
 from taskloom.data.generators import Generators
-from taskloom.data.lengths import is_reliable
-from taskloom.data.loaders import with_last
 from taskloom.data.rereading import Rereading
 from taskloom.data.sources import source_of
-
-Seen = list[Any]
-
-
-def train(make: Callable[[], Any], stops: Sequence[int] = (), *, epochs: int = 2, limit: int | None = None) -> Seen:
-    """Train as the loop does, which reads one batch ahead, in a run that is killed after some numbers of steps."""
-    seed(1)
-    seen: Seen = []
-    state: Any = None
-    for stop in [*stops, None]:
-        state = _run(make(), seen, state, stop, epochs, limit)
-        seed(stop or 0)
-    return seen
-
-
-def _run(loader: Any, seen: Seen, state: Any, stop: int | None, epochs: int, limit: int | None) -> Any:
-    generators = Generators()
-    source = source_of(loader, generators)
-    reliable = loader.is_reliable if isinstance(loader, CombinedLoader) else is_reliable(loader)
-    epoch, done = (state["epoch"], state["done"]) if state else (0, 0)
-    if state:
-        source.load_state_dict(state["source"])
-        generators.restore(state["generators"])
-
-    def checkpoint(epoch: int, done: int) -> Any:
-        kept = {"epoch": epoch, "done": done, "source": source.state_dict(epoch, done)}
-        return saved({**kept, "generators": generators.states()})
-
-    try:
-        for number in range(epoch, epochs):
-            source.begin_epoch(number, resumed=bool(done))
-            batches = source.batches(done)
-            if limit is not None:
-                batches = (batch for batch, _ in zip(batches, range(limit - done), strict=False))
-            for batch, last in ((each, None) for each in batches) if reliable else with_last(batches):
-                seen.append((number, done, batch, noise()))
-                done += 1
-                if len(seen) == stop and not last:
-                    return checkpoint(number, done)
-            done = 0
-            if len(seen) == stop:
-                return checkpoint(number + 1, 0)
-    finally:
-        source.close()
-    return state
-
 
 LOADERS: dict[str, Callable[[], Any]] = {
     "no state": lambda: stream(Buffered()),
@@ -269,11 +220,11 @@ class TestWhatCannotGoOn:
         next(after.batches(done), None)
 
     def test_an_iterator(self) -> None:
-        with pytest.raises(CheckpointError, match="generator.*gives each batch once.*restore.data='restart'"):
+        with pytest.raises(CheckpointError, match=r"generator.*gives each batch once.*restore.data='restart'"):
             self.taken_up(iter(Batches()), iter(Batches()))
 
     def test_shorter_data(self) -> None:
-        with pytest.raises(CheckpointError, match="end after 3 batches.*after 5"):
+        with pytest.raises(CheckpointError, match=r"end after 3 batches.*after 5"):
             self.taken_up(Batches(7), Batches(3), done=5)
 
     def test_another_number_of_workers(self) -> None:
@@ -281,12 +232,12 @@ class TestWhatCannotGoOn:
             self.taken_up(stream(Placed(), 2), stream(Placed(), 1))
 
     def test_another_kind_of_loader(self) -> None:
-        with pytest.raises(CheckpointError, match="position in a loader or data set with a state.*are an iterable"):
+        with pytest.raises(CheckpointError, match=r"position in a loader or data set with a state.*are an iterable"):
             self.taken_up(Remembering(), Batches())
 
     def test_batches_as_they_come(self) -> None:
         make = partial(stream, Buffered(), 2, in_order=False)
-        with pytest.raises(CheckpointError, match="in_order=False.*state_dict"):
+        with pytest.raises(CheckpointError, match=r"in_order=False.*state_dict"):
             self.taken_up(make(), make())
 
 
