@@ -179,6 +179,10 @@ class CheckpointKeeper:
         wanted = self._wanted()
         missing = [entry.name for entry in self._entries if not kind_of(self.folder / entry.name)]
         self._entries = [entry for entry in self._entries if entry.name not in missing]
+        if self._resumed_from is not None:
+            # What this policy claimed last may be of a future that the run went back from; the others look at it.
+            with disk_errors(self.folder / KEPT):
+                KeptRecord(self.folder).claim(self._key, sorted(self._wanted()), fsync=self.policy.fsync)
         lost = [name for name in missing if name in wanted]
         if lost:
             warnings.warn(
