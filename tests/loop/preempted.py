@@ -1,11 +1,12 @@
 """A training that needs everything a resume restores, and can be asked to leave at any moment; also as a script.
 
-As a script: FOLDER [--workers N] [--epochs N] [--pause SECONDS] [--requeue-command WORD ...]. It resumes by itself
-(`ckpt_path="auto"`), tells of its steps on stdout, and writes `final.pt` once it has finished.
+As a script it resumes by itself (`ckpt_path="auto"`), tells of its steps on stdout, and writes `final.pt` once it has
+finished.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -132,24 +133,32 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--killed_at", type=int, default=-1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("imported", flush=True)
-    tell = Telling()
+    tell = Telling(options.killed_at)
     trainer = trainer_of(options.root, tell, epochs=options.epochs, progress="plain")
     task = Noisy(options.pause)
     trainer.fit(task, *loaders(options.workers), ckpt_path="auto")
     torch.save(task.state_dict(), options.root / "final.pt")
+    print(f"finished after {trainer.progress.micro_batches}", flush=True)
 
 
 class Telling(Callback):
-    """Tells how far the training is."""
+    """Tells how far the training is; under torchrun the first worker can be killed in the middle of it."""
+
+    def __init__(self, killed_at: int = -1) -> None:
+        self.killed_at = killed_at
 
     def on_fit_start(self, trainer: Trainer, task: TaskModule) -> None:
         print("fitting", flush=True)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        print(f"batch {trainer.progress.micro_batches}", flush=True)
+        batches = trainer.progress.micro_batches
+        print(f"batch {batches}", flush=True)
+        if batches == self.killed_at and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def on_validation_batch_end(self, *_: Any) -> None:
         print("validating", flush=True)

@@ -453,7 +453,7 @@ def test_auto_does_not_begin_anew_beside_checkpoints_that_are_all_damaged(tmp_pa
     trainer_of(tmp_path, epochs=1).fit(Noisy(), *loaders(), ckpt_path="auto")
     for path in tmp_path.glob("run/checkpoints/step-*/manifest.json"):
         path.write_text("{")
-    with pytest.raises(CheckpointError, match="No checkpoint in .* verifies"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* verifies"):
         trainer_of(tmp_path).fit(Noisy(), *loaders(), ckpt_path="auto")
 
 
@@ -570,7 +570,7 @@ def test_a_loss_that_is_not_finite_is_not_saved(tmp_path: Path, capsys: pytest.C
 
     run = RunFolder(tmp_path, name="run")
     trainer = quiet(OnExceptionCheckpoint(), max_epochs=2, checkpoint=True, run_dir=run, progress="plain")
-    with pytest.raises(RuntimeError, match="not finite|is nan"):
+    with pytest.raises(RuntimeError, match=r"not finite|is nan"):
         trainer.fit(Task(), loader())
     assert "No checkpoint was saved after the failure, because the weights may not be finite" in capsys.readouterr().out
     assert not list(tmp_path.glob("run/checkpoints/step-*"))
