@@ -203,6 +203,31 @@ def test_a_batch_that_was_late_is_not_lost() -> None:
     assert sorted(index for (index,) in source.batches(2)) == [1, 3, 4, 5]
 
 
+class Many(Noisy):
+    """Is asked for a batch at once."""
+
+    def __getitems__(self, indices: Any) -> Any:
+        assert type(indices) is list
+        return [super(Many, self).__getitem__(index) for index in indices]
+
+
+@pytest.mark.holds("R3")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_that_is_asked_for_batches_gets_lists(workers: int) -> None:
+    make = partial(plain, Many(), 4, shuffle=True, num_workers=workers)
+    assert train(make, [2, 6]) == train(make)
+
+
+@pytest.mark.holds("R3")
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (1, 2)])
+def test_the_number_of_workers_may_change_within_an_epoch(before: int, after: int) -> None:
+    def order(stops: list[int], later: int) -> list[float]:
+        make, then = (partial(LOADERS["as it goes"], num_workers=number) for number in (before, later))
+        return [row[0] for _, _, batch, *_ in train(make, stops, epochs=1, later=then) for row in batch]
+
+    assert order([3], after) == order([], before)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["shuffle", "own generator", "no batches", "weighted", "at once", "batch sampler"])
 def test_the_order_and_the_draws_of_the_training_are_those_of_a_bare_loop(kind: str, workers: int) -> None:

@@ -134,7 +134,7 @@ def _walk(value: Any, way: str, seen: set[int], depth: int) -> Iterator[tuple[st
 def _attributes(value: Any) -> dict[str, Any]:
     try:
         return dict(vars(value))
-    except TypeError:  # a built-in object, or one with slots: nothing that users keep generators in
+    except Exception:  # a built-in object, one with slots, a proxy of nothing: none that users keep generators in
         return {}
 
 

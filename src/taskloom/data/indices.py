@@ -15,6 +15,7 @@ and what it draws at its end (a `RandomSampler` does) comes before the next epoc
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain, count, islice
@@ -238,8 +239,7 @@ class IndexStream:
         self._drawn, checksum = 0, 0
         for batch in batches:
             if not self._standard:
-                text = repr(batch)
-                checksum = checksum if " at 0x" in text else crc32(text.encode(), checksum)
+                checksum = _checksum(batch, checksum)
             self._checksums.append(checksum)
             self._drawn += 1
             yield batch
@@ -300,6 +300,15 @@ class _Streams:
         """Switch from now on only the generators that something was drawn from."""
         self.used = [name for name in self.used if not _equal(self._began[name], self._inside[name])]
         self._inside = {name: self._inside[name] for name in self.used}
+
+
+def _checksum(batch: Any, before: int) -> int:
+    """Return a number that follows from the indices up to a batch; those that say only their address are left out."""
+    try:
+        return crc32(array("q", batch), before)
+    except (TypeError, ValueError, OverflowError):  # no list of integers
+        text = repr(batch)
+        return before if " at 0x" in text else crc32(text.encode(), before)
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:

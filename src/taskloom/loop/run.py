@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from taskloom.callbacks import Callback
 from taskloom.core.hooks import TransferHooks, overridden
 from taskloom.core.task import TaskModule
+from taskloom.data.generators import Generators
 from taskloom.metrics import MetricStore
 from taskloom.precision import Precision
 from taskloom.report.base import ProgressReporter
@@ -166,24 +166,6 @@ def modes_kept(module: nn.Module) -> Generator[None, None, None]:
             each.training = training
 
 
-@contextmanager
-def generators_kept(strategy: Strategy) -> Generator[None, None, None]:
+def generators_kept(strategy: Strategy) -> AbstractContextManager[None]:
     """Restore the random generators on leaving, so that evaluating during training does not change what is trained."""
-    import random
-
-    import numpy
-
-    states = (
-        random.getstate(),
-        numpy.random.get_state(),
-        torch.get_rng_state(),
-        strategy.accelerator.rng_state(strategy.device),
-    )
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if states[3] is not None:
-            strategy.accelerator.set_rng_state(states[3], strategy.device)
+    return Generators(strategy.accelerator, strategy.device).kept()
