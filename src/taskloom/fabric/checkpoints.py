@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from taskloom.checkpoint import RestorePolicy, write_checkpoint
-from taskloom.checkpoint.export import NamedTensors, write_weights
 from taskloom.checkpoint.place import Place, place_of
-from taskloom.checkpoint.weight_files import WeightFiles
 from taskloom.core.errors import CheckpointError, explain
 from taskloom.core.policies import RunFolder
 from taskloom.fabric.state import Filter, Parts, Stateful, content_of, load_state, load_tensors, read_state
 from taskloom.strategies import Strategy
+
+if TYPE_CHECKING:
+    from taskloom.checkpoint.weight_files import WeightFiles
 
 Hook = Callable[[dict[str, Any], Place], None]
 
@@ -251,6 +252,8 @@ class Checkpoints:
                     fix="leave it out; torch.save(fabric.get_state_dict(model), path) writes one by hand",
                 )
             )
+        from taskloom.checkpoint.export import NamedTensors, write_weights  # few trainings need them
+
         inner = self._unwrapped(module)
         source = NamedTensors.of_shards(self.strategy.model_shards(inner), self.strategy.aliases(inner))
         made: WeightFiles | None = None
