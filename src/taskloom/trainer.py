@@ -237,7 +237,7 @@ class Trainer(Control):
         if self.settings.epochs.max is None and self.settings.steps.max is None and math.isinf(self.settings.seconds):
             raise ValueError(no_bound())
         with stage(self, "fit", task, datamodule) as run, opened(self._find(ckpt_path, task)) as reader:
-            restoration = restoration_of(reader, restore)
+            restoration = restoration_of(reader, restore, named=ckpt_path is not None)
             resumed = reader if restoration is not None and restoration.continues else None
             self.record.open(task, resumed, loggers=restoration is None or restoration.takes("loggers"))
             loop = build_fit(self, run, train_dataloaders, val_dataloaders, restoration)
@@ -360,7 +360,7 @@ class Trainer(Control):
         policy = restore and restore.for_evaluation(str(self.state.stage))
         run.module = run.strategy.setup_module(run.task)
         with opened(self._find(ckpt_path, run.task)) as reader:
-            restoration = restoration_of(reader, policy)
+            restoration = restoration_of(reader, policy, named=ckpt_path is not None)
             if reader is None or restoration is None:
                 return
             restore_weights(run, restoration)

@@ -12,7 +12,7 @@ from loop.tiny import At, Line, equal, loader, quiet, weights
 from torch import nn
 from torch.nn import functional as F
 
-from taskloom import Callback, CheckpointPolicy, DataModule, RestorePolicy, TaskModule, Trainer
+from taskloom import Callback, CheckpointPolicy, DataModule, RestorePolicy, RunFolder, TaskModule, Trainer
 from taskloom.checkpoint import open_checkpoint
 from taskloom.core.errors import CheckpointError, ConfigError, TaskloomWarning
 
@@ -497,5 +497,8 @@ def test_other_values_that_can_be_set(saved: Path) -> None:
 def test_a_policy_without_a_checkpoint_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"restore says what to take from a checkpoint, and there is none.*ckpt_path"):
         fit(Net(), tmp_path, restore=RestorePolicy(only="model"))
+    named = {"run_dir": RunFolder(tmp_path, name="mine"), "ckpt_path": "auto"}
+    first = fit(Net(), tmp_path, **named, restore=RestorePolicy(set={"optimizer.lr": 0.5}))
+    assert first.lrs != [0.5]  # nothing was there to restore yet
     with pytest.raises(ConfigError, match=r"validate restores the model, and this policy is about something else"):
         quiet().validate(Line(), loader(), ckpt_path=tmp_path, restore=RestorePolicy(set="optimizer.lr=1"))

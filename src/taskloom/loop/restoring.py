@@ -109,15 +109,20 @@ class Restoration:
             warn(text, TaskloomWarning, stacklevel=2)
 
 
-def restoration_of(reader: CheckpointReader | None, policy: RestorePolicy | None) -> Restoration | None:
+def restoration_of(reader: CheckpointReader | None, policy: RestorePolicy | None, *, named: bool) -> Restoration | None:
     """Pair a checkpoint with what is to be taken from it.
 
+    Args:
+        reader: of the checkpoint, None where there is none.
+        policy: what is restored; everything by default.
+        named: a checkpoint was asked for, though there may be none yet (`ckpt_path="auto"`).
+
     Raises:
-        ValueError: there is a policy and no checkpoint.
+        ValueError: there is a policy and nothing was asked for.
     """
     if reader is not None:
         return Restoration(reader, policy or RestorePolicy())
-    if policy is not None:
+    if policy is not None and not named:
         raise ValueError(
             explain("restore says what to take from a checkpoint, and there is none", got=policy, fix="pass ckpt_path")
         )
