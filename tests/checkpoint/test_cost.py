@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 import xxhash
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from taskloom.checkpoint import CheckpointContent, Shard, files, write_checkpoint
 from taskloom.checkpoint.files import HashedFile
+from taskloom.checkpoint.snapshot import SnapshotBuffers
 
 
 def large_content(megabytes: int = 8) -> tuple[CheckpointContent, int]:
@@ -51,6 +53,34 @@ def test_a_save_hashes_and_writes_every_byte_once(tmp_path, monkeypatch):
     assert size <= written <= size * 1.01
     assert size <= hashed <= size * 1.01
     assert read <= size * 0.01  # without fsync nothing is read back but headers
+
+
+class Moved(TorchDispatchMode):
+    """Counts the bytes that operations of torch copy or make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied = self.made = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if name == "aten::copy_":
+            self.copied += result.nbytes
+        elif not func.is_view and not func._schema.is_mutable and isinstance(result, torch.Tensor):
+            self.made += result.nbytes
+        return result
+
+
+def test_a_snapshot_copies_every_byte_once():
+    content, size = large_content()
+    buffers = SnapshotBuffers()
+    with Moved() as first:
+        buffers.take(content)
+    with Moved() as second:
+        buffers.take(content)
+    assert (first.copied, first.made) == (size, size)
+    assert (second.copied, second.made) == (size, 0)
 
 
 def _read_characters() -> int:
