@@ -1,6 +1,6 @@
 """Run every benchmark and print one table.
 
-python -m benchmarks [step_overhead] [start_up] [progress] [memory] [weight_averaging]
+python -m benchmarks [step_overhead] [start_up] [progress] [memory] [checkpoint] [weight_averaging]
                          [--rounds 7] [--peers] [--write docs/benchmarks.md] [--check]
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row, machine
 
-ALL = ("step_overhead", "start_up", "progress", "memory", "weight_averaging")
+ALL = ("step_overhead", "start_up", "progress", "memory", "weight_averaging", "checkpoint")
 _HEAD = """# Benchmarks
 
 What taskloom costs beside the bare PyTorch loop it replaces. This page is written by `make bench`; run it on your
