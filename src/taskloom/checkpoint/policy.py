@@ -25,8 +25,9 @@ class CheckpointPolicy:
             infinite values are never best.
         save_top_k: how many of the best to keep; 0 for none, -1 for every checkpoint.
         keep_last: how many of the newest to keep; 0 for none, -1 for every checkpoint.
-        every: interval between saves: "1 epoch", "500 steps", "10 minutes", or a `timedelta`. With a monitor it must
-            fall together with the validation that measures it, because a metric measured at an earlier step is refused.
+        every: interval between saves: "1 epoch", "500 steps", "10 minutes", "10%" of the run, or a `timedelta`. With a
+            monitor it must fall together with the validation that measures it, because a metric measured at an earlier
+            step is refused.
         asynchronous: write in the background while training goes on, from a copy in host memory. Training waits for the
             copy only, and for the save before if that is still being written; the copy takes as much memory as the
             checkpoint. A save that fails is an error at the next batch.
@@ -37,6 +38,8 @@ class CheckpointPolicy:
         trainable_only: leave parameters out that do not require gradients, as under adapters. Training resumes exactly
             where the task brings the same base weights along; their hashes are in the checkpoint, and other ones are
             refused.
+        load_best_at_end: have `fit` end with the weights of the best checkpoint in the task, rather than with those of
+            the last step. Needs a monitor.
 
     Raises:
         ConfigError: a setting is wrong, or nothing would be kept; lists every problem.
@@ -51,6 +54,7 @@ class CheckpointPolicy:
     fsync: bool = True
     weights_only: bool = False
     trainable_only: bool = False
+    load_best_at_end: bool = False
 
     def __post_init__(self) -> None:
         problems = [*self._type_problems(), *self._meaning_problems()]
@@ -101,6 +105,14 @@ class CheckpointPolicy:
         return problems
 
     def _meaning_problems(self) -> list[str]:
+        if self.load_best_at_end and (self.monitor is None or self.save_top_k == 0):
+            return [
+                explain(
+                    "CheckpointPolicy(load_best_at_end=True) needs a best checkpoint",
+                    got=f"monitor={self.monitor!r}, save_top_k={self.save_top_k}",
+                    fix="pass monitor='val/loss', and a save_top_k of at least 1",
+                )
+            ]
         if self.monitor is None and self.save_top_k not in (-1, 0, 1):
             return [
                 explain(

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from taskloom.callbacks import Callback
 from taskloom.callbacks.base import check_hook_names
-from taskloom.checkpoint import CheckpointKeeper, CheckpointPolicy, write_checkpoint
+from taskloom.checkpoint import CheckpointKeeper, CheckpointPolicy
 from taskloom.checkpoint.place import place_of
 from taskloom.core.errors import NonFiniteError, Preempted, explain
 from taskloom.core.policies import GradientClipping
@@ -72,6 +72,8 @@ class Control(Facts):
     def save_checkpoint(self, path: str | Path, weights_only: bool = False) -> None:
         """Write a checkpoint of the fit in hand, or the last one, to the folder `path`; return once it is verified.
 
+        The disk is made to confirm it unless a policy of the run says `fsync=False`.
+
         Args:
             path: a folder, or a URL such as `s3://bucket/kept/step-1000`.
             weights_only: leave out what only a training needs.
@@ -86,8 +88,7 @@ class Control(Facts):
                 )
             )
         with saver.attached() if self.state.stage is None else nullcontext():
-            target = place_of(path, self.settings.folder)
-            write_checkpoint(target, saver.content(), weights_only=weights_only)
+            saver.save_elsewhere(place_of(path, self.settings.folder), weights_only=weights_only)
 
     def log_artifact(self, path: str | Path, name: str | None = None) -> None:
         """Keep a file or folder with the run, in every logger that can; callbacks see it first in `on_push_begin`.

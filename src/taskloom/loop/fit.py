@@ -54,6 +54,7 @@ from taskloom.core.task import TaskModule
 from taskloom.core.transfer import count_samples
 from taskloom.data import NamedLoader
 from taskloom.data.loaders import declared_batch_size, with_last
+from taskloom.loop.best import load_best
 from taskloom.loop.boundary import Boundary
 from taskloom.loop.evaluate import EvaluateLoop
 from taskloom.loop.limits import Limits
@@ -167,6 +168,7 @@ class FitLoop:
         self.aside.start(_CHECKPOINTS)
         self.saver.at_end(requested="save" in requests)
         self.saver.settle()
+        load_best(run, self.saver, run.trainer.checkpoints)
         self.aside.stop()
 
     def _take_up(self) -> None:

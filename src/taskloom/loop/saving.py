@@ -15,8 +15,9 @@ from taskloom.checkpoint.background import BackgroundWriter
 from taskloom.checkpoint.folder import checkpoint_name, write_last
 from taskloom.checkpoint.left_out import STATE, TensorHashes, without_frozen
 from taskloom.checkpoint.manifest import Manifest
+from taskloom.checkpoint.place import Place
 from taskloom.checkpoint.snapshot import SnapshotBuffers
-from taskloom.core.errors import CheckpointError
+from taskloom.core.errors import CheckpointError, explain
 from taskloom.core.interval import Interval
 from taskloom.data import NamedLoader
 from taskloom.loop.agenda import Agenda
@@ -81,6 +82,7 @@ class Saver:
         self.agenda, self._hashes = Agenda(), TensorHashes()
         self.triggers: list[Trigger] = []
         self._saved_step = self._complete_step = -1
+        self._weights_from: Manifest | None = None
         self._buffers, self._background = SnapshotBuffers(), BackgroundWriter(run.trainer.look_between_windows)
 
     @property
@@ -195,6 +197,30 @@ class Saver:
             self._complete_step = steps
         return path
 
+    def weights_from(self, best: Manifest) -> None:
+        """Note that training has ended and its last weights have given way to those of an earlier checkpoint."""
+        if best.step != self._run.trainer.progress.steps:
+            self._weights_from = best
+
+    def save_elsewhere(self, path: Place, *, weights_only: bool) -> None:
+        """Save what is in hand to a place that no policy looks after; return once it is verified.
+
+        Raises:
+            CheckpointError: it could not be written, or weights and moments are of different steps.
+        """
+        best = self._weights_from
+        if best is not None and not weights_only:
+            raise CheckpointError(
+                explain(
+                    f"{path} was not saved: the task has the weights of step {best.step}, the optimizer the moments of "
+                    f"step {self._run.trainer.progress.steps}",
+                    why="CheckpointPolicy(load_best_at_end=True) has loaded the best weights",
+                    fix="pass weights_only=True, or copy trainer.last_checkpoint, which training can be resumed from",
+                )
+            )
+        fsync = all(keeper.policy.fsync for keeper in self._keepers)
+        write_checkpoint(path, self.content(), fsync=fsync, weights_only=weights_only)
+
     def _is_complete(self, path: Path) -> bool:
         """Return whether a checkpoint of this run is there that holds more than weights."""
         try:
@@ -261,7 +287,12 @@ class Saver:
         if left_out is not None:
             state[STATE] = left_out
         progress = state["progress"]
-        custom: dict[str, Any] = {"epoch": progress["epochs"], "global_step": progress["steps"]}
+        steps, epochs = progress["steps"], progress["epochs"]
+        metrics = {name: (value, run.metrics.measured_at[name]) for name, value in run.metrics.callback_metrics.items()}
+        if self._weights_from is not None:
+            best = self._weights_from
+            steps, epochs, metrics = best.step, best.epoch, dict(best.metrics)
+        custom: dict[str, Any] = {"epoch": epochs, "global_step": steps}
         for hook in run.hooks.of("on_save_checkpoint"):
             hook(custom)
         state["custom"] = custom
@@ -270,11 +301,9 @@ class Saver:
             optimizer=list(run.strategy.optimizer_shards(run.module, self._optimizers)),
             state=state,
             config=trainer.config_text,
-            metrics={
-                name: (value, run.metrics.measured_at[name]) for name, value in run.metrics.callback_metrics.items()
-            },
-            step=progress["steps"],
-            epoch=progress["epochs"],
+            metrics=metrics,
+            step=steps,
+            epoch=epochs,
             run_id=trainer.run_id,
             aliases=find_aliases((shard.name, shard.tensor) for shard in shards),
             before=trainer.record.copy_logs,

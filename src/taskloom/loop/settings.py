@@ -118,4 +118,11 @@ def policies_of(checkpoint: Any) -> tuple[CheckpointPolicy, ...]:
     for policy in given:
         if not isinstance(policy, CheckpointPolicy):
             raise TypeError(explain("checkpoint takes True, False, a CheckpointPolicy or a list of them", got=policy))
+    if sum(policy.load_best_at_end for policy in given) > 1:
+        raise ValueError(
+            explain(
+                "Several policies ask for load_best_at_end, and a task can end with one checkpoint's weights only",
+                fix="leave it to the policy whose metric decides",
+            )
+        )
     return tuple(given)
