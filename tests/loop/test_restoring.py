@@ -240,6 +240,16 @@ def test_only_names_the_parts(saved: Path) -> None:
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 1
 
 
+@pytest.mark.holds("R38")
+def test_a_schedule_gives_a_new_optimizer_the_rate_that_it_had_come_to(saved: Path) -> None:
+    trainer = restored(Net(), saved, RestorePolicy(ignore="optimizer"))
+    assert trainer.lrs_at_start == [0.1 * 0.5**3]
+    assert trainer.moments_at_start == {}
+    other = Net()
+    other.kind = torch.optim.SGD
+    assert restored(other, saved, RestorePolicy(missing="allow")).lrs_at_start == [0.1 * 0.5**3]
+
+
 @pytest.mark.holds("R38", "R3")
 def test_the_data_of_the_epoch_begin_anew_where_asked(saved: Path) -> None:
     batches: list[int] = []

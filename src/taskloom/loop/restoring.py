@@ -27,7 +27,7 @@ from taskloom.loop.further import load_further
 from taskloom.loop.optimization import Optimization
 from taskloom.loop.position import restore_generators
 from taskloom.loop.run import Run
-from taskloom.loop.saving import Saver, keyed, owner_of
+from taskloom.loop.saving import Saver, Scheduling, keyed, owner_of
 from taskloom.loop.setup import setup_of
 from taskloom.metrics import restore_metric_states
 from taskloom.optim.fitting import Fit, fit_optimizer
@@ -199,10 +199,7 @@ class _FitRestore:
         if restoration.takes("callbacks"):
             load_further(run, restoration.reader)
         self._load_optimizers(weights)
-        for number in self._schedules:
-            schedulers, saved = self._optimization.schedulers, self._state["schedulers"][number]
-            schedulers.configs[number].scheduler.load_state_dict(saved["state"])
-            schedulers.restore_seen(number, saved["seen"])
+        self._load_schedules()
         if restoration.takes("scaler"):
             run.strategy.precision.load_state_dict(self._state["precision"])
         self._load_loops()
@@ -391,6 +388,19 @@ class _FitRestore:
         keys = {now: stored for name in known for now, stored in self._fits[name].keys.items()}
         self._run.strategy.load_optimizers(self._run.module, known, state, self._moments(keys, weights))
 
+    def _load_schedules(self) -> None:
+        """Restore the schedules; one whose optimizer is new gives it the rates that it had come to."""
+        schedulers = self._optimization.schedulers
+        for number in self._schedules:
+            saved, scheduler = self._state["schedulers"][number], schedulers.configs[number].scheduler
+            scheduler.load_state_dict(saved["state"])
+            schedulers.restore_seen(number, saved["seen"])
+            fit = self._fits.get(owner_of(scheduler, self._optimization) or "")
+            rates = saved["state"].get("_last_lr") if isinstance(saved["state"], dict) else None
+            if isinstance(scheduler, Scheduling) and isinstance(rates, list) and (fit is None or fit.another_kind):
+                for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=False):
+                    group["lr"] = rate
+
     def _moments(self, keys: dict[str, str], weights: Weights | None) -> Iterator[tuple[str, Tensor]]:
         shapes = weights.resized if weights is not None else {}
         for name, stored in keys.items():
@@ -412,6 +422,8 @@ class _FitRestore:
                 restore_generators(run, state["generators"])
             return
         trainer.progress.load_state_dict(state["progress"])
+        taken = trainer.progress.optimizer_steps
+        trainer.progress.optimizer_steps = {name: taken.get(name, 0) for name in optimization.names}
         restarts = restoration.policy.restarts_data
         anew = restarts and bool(trainer.progress.batches_in_epoch) and not state["position"]["epoch_read"]
         if anew:
@@ -448,7 +460,7 @@ def _own_entries(keepers: Sequence[CheckpointKeeper], saved: Sequence[dict[str, 
             if number not in found and fitting:
                 found[number] = fitting[0]
                 left.remove(fitting[0])
-    empty = {"monitor": None, "mode": "min", "entries": []}
+    empty: dict[str, Any] = {"monitor": None, "mode": "min", "entries": []}
     return [found.get(number, empty) for number in range(len(keepers))]
 
 
