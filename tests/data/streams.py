@@ -30,7 +30,8 @@ def mine(length: int) -> range:
     worker = get_worker_info()
     if worker is None:
         return range(length)
-    return range(worker.id, length // 2 if worker.id == 0 else length, worker.num_workers)
+    ends_early = worker.id == 0 and worker.num_workers > 1
+    return range(worker.id, length // 2 if ends_early else length, worker.num_workers)
 
 
 class Buffered(IterableDataset):
