@@ -20,6 +20,7 @@ from taskloom.core.policies import (
     Accumulation,
     Between,
     DebugOptions,
+    Determinism,
     GradientClipping,
     LimitBatches,
     LogPolicy,
@@ -43,7 +44,7 @@ from taskloom.loop.limits import no_bound
 from taskloom.loop.predict import predict
 from taskloom.loop.preemption import Notice
 from taskloom.loop.record import Record, class_path
-from taskloom.loop.restoring import opened, restoration_of, restore_weights
+from taskloom.loop.restoring import load_best, opened, restoration_of, restore_weights
 from taskloom.loop.run import Run, generators_kept
 from taskloom.loop.settings import ArgumentReader, Settings, callbacks_of, policies_of, sanity_batches_of
 from taskloom.loop.stage import stage
@@ -119,7 +120,8 @@ class Trainer(Control):
         progress: True shows a bar on a terminal and plain lines elsewhere; `rich`, `plain`, `none` or False.
         compile: compile the task's layers with `torch.compile`; a mapping passes its options.
         seed: seed every random generator before anything is built.
-        deterministic: let torch use deterministic algorithms only; `"warn"` where it can.
+        deterministic: let torch use deterministic algorithms only; `"warn"` where it can; `Determinism(...)` also says
+            whether cuDNN tries which is fastest (`benchmark`).
         debug: watch for anomalies, slowly; `DebugOptions(...)` chooses.
 
     Raises:
@@ -151,7 +153,7 @@ class Trainer(Control):
         progress: bool | str | ProgressReporter = True,
         compile: bool | dict[str, Any] = False,  # noqa: A002 - the name users know from torch.compile
         seed: int | None = None,
-        deterministic: bool | Literal["warn"] = False,
+        deterministic: bool | Literal["warn"] | Determinism = False,
         debug: bool | DebugOptions = False,
     ) -> None:
         if fast_dev_run:
@@ -184,7 +186,8 @@ class Trainer(Control):
         graph = read.value("", lambda given: resolve(**given), {**parts, "precision": precision})
         if graph is not None:
             self.settings = read.evaluation_precision(self.settings, graph)
-        self.debug, self.deterministic = read.policy("debug", DebugOptions, debug), deterministic
+        self.debug = read.policy("debug", DebugOptions, debug)
+        self.determinism = read.policy("deterministic", Determinism, deterministic)
         if read.problems or graph is None or reporter is None:
             raise ConfigError(read.problems)
         self.fabric = Fabric.from_graph(graph)
@@ -247,6 +250,7 @@ class Trainer(Control):
             if loop.validation is not None and resumed is None:
                 self._validate_before(run, loop.validation)
             loop.run()
+            load_best(run, self.checkpoints)
             run.call("on_fit_end")
         return self._result()
 

@@ -108,6 +108,14 @@ class CheckpointPolicy:
         if self.load_best_at_end and (self.monitor is None or self.save_top_k == 0):
             return [
                 explain(
+                    "CheckpointPolicy(load_best_at_end=True) needs a monitor and save_top_k of at least 1",
+                    why="without them there is no best checkpoint to load",
+                    fix="monitor='val/loss', save_top_k=1",
+                )
+            ]
+        if self.load_best_at_end and (self.monitor is None or self.save_top_k == 0):
+            return [
+                explain(
                     "CheckpointPolicy(load_best_at_end=True) needs a best checkpoint",
                     got=f"monitor={self.monitor!r}, save_top_k={self.save_top_k}",
                     fix="pass monitor='val/loss', and a save_top_k of at least 1",
