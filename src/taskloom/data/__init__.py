@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from taskloom.data.combined import CombinedLoader
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from taskloom.data.loaders import NamedLoader, feed, named_loaders, suggested_num_workers
-from taskloom.data.reproducible import ReproducibleDataset
-from taskloom.data.samplers import SeedableRandomSampler
-from taskloom.data.seeding import seed_worker
+
+if TYPE_CHECKING:
+    from taskloom.data.combined import CombinedLoader
+    from taskloom.data.reproducible import ReproducibleDataset
+    from taskloom.data.samplers import SeedableRandomSampler
+    from taskloom.data.seeding import seed_worker
+
+# Loaded on first use: what users put into their loaders.
+_HOME = {
+    "CombinedLoader": "taskloom.data.combined",
+    "ReproducibleDataset": "taskloom.data.reproducible",
+    "SeedableRandomSampler": "taskloom.data.samplers",
+    "seed_worker": "taskloom.data.seeding",
+}
 
 __all__ = [
     "CombinedLoader",
@@ -18,3 +31,12 @@ __all__ = [
     "seed_worker",
     "suggested_num_workers",
 ]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'taskloom.data' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

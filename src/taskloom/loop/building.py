@@ -15,8 +15,6 @@ from taskloom.core.hooks import overridden
 from taskloom.core.policies import GradientClipping
 from taskloom.core.task import TaskModule
 from taskloom.data import NamedLoader, named_loaders
-from taskloom.data.kept import KeptBatches
-from taskloom.data.sources import source_of
 from taskloom.loop.evaluate import EvaluateLoop
 from taskloom.loop.fit import FitLoop
 from taskloom.loop.folder import CHECKPOINTS
@@ -143,6 +141,9 @@ def _training_loader(trainer: Trainer, run: Run, given: Any) -> NamedLoader:
 
 def _same_batches(run: Run, loader: NamedLoader) -> NamedLoader:
     """Read the batches to overfit on, and keep them: the same in the same order each epoch, however they are drawn."""
+    from taskloom.data.kept import KeptBatches
+    from taskloom.data.sources import source_of
+
     generators = generators_of(run)
     batches = KeptBatches(loader.loader, partial(source_of, loader.loader, generators), generators, loader.length)
     return NamedLoader(loader.name, batches, len(batches), exact=True)

@@ -10,7 +10,6 @@ from typing import Any
 from taskloom.data import NamedLoader
 from taskloom.data.generators import Generators, States
 from taskloom.data.lengths import loader_length
-from taskloom.data.sources import source_of
 from taskloom.loop.run import Run
 from taskloom.report.text import format_duration
 
@@ -29,6 +28,8 @@ class Position:
     """
 
     def __init__(self, run: Run, loader: NamedLoader, *, restart: bool = False) -> None:
+        from taskloom.data.sources import source_of  # only a run that trains needs it
+
         self._progress, self._loader = run.trainer.progress, loader
         self._message = run.reporter.message
         self._source = source_of(
