@@ -358,3 +358,35 @@ class DebugOptions:
         if isinstance(value, DebugOptions):
             return value
         return cls(detect_anomaly=value, check_gradients=value)
+
+
+@dataclass(frozen=True)
+class Determinism:
+    """Whether the same program computes the same bits again.
+
+    Args:
+        algorithms: let torch use deterministic algorithms only, and raise where there is none; `"warn"` warns there.
+        benchmark: let cuDNN try its algorithms for every new shape and take the fastest, which may be another one each
+            time; None is False with deterministic algorithms, and leaves torch's setting alone without.
+
+    Raises:
+        ValueError: `algorithms` is something else.
+    """
+
+    algorithms: bool | Literal["warn"] = True
+    benchmark: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.algorithms, bool) and self.algorithms != "warn":
+            raise ValueError(
+                explain(
+                    "deterministic is True, False or 'warn'",
+                    got=self.algorithms,
+                    fix="deterministic='warn' goes on where torch has no deterministic algorithm",
+                )
+            )
+
+    @classmethod
+    def of(cls, value: bool | Literal["warn"] | Determinism) -> Determinism:
+        """Read the `deterministic` of a `Trainer`."""
+        return value if isinstance(value, Determinism) else cls(algorithms=value)

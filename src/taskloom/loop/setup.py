@@ -29,7 +29,7 @@ def setup_of(run: Run, loader: NamedLoader) -> dict[str, Any]:
         "batches_per_epoch": loader.length,
         "accumulate_grad_batches": asdict(settings.accumulation),
         "gradient_clip_val": asdict(settings.clipping),
-        "deterministic": trainer.deterministic,
+        "deterministic": trainer.determinism.algorithms,
         **seed,
         "max_epochs": settings.epochs.max,
         "max_steps": settings.steps.max,

@@ -16,6 +16,7 @@ from taskloom.callbacks.base import check_hook_names, ordered
 from taskloom.core.data import DataModule
 from taskloom.core.errors import Preempted, explain
 from taskloom.core.task import TaskModule
+from taskloom.loop.determinism import determinism
 from taskloom.loop.facts import StageName, Status
 from taskloom.loop.preemption import settings_of
 from taskloom.loop.run import Hooks, Run
@@ -95,7 +96,7 @@ def _prepare(
     trainer.active_callbacks = callbacks
     cleanup.enter_context(trainer.preemption.listening(settings_of(callbacks), trainer.print))
     cleanup.callback(trainer.record.reporter.close)
-    cleanup.enter_context(_deterministic(trainer.deterministic))
+    cleanup.enter_context(determinism(trainer.determinism))
     if trainer.debug.detect_anomaly:
         cleanup.enter_context(torch.autograd.set_detect_anomaly(True))
     run = Run(
@@ -201,17 +202,3 @@ def _interrupts(trainer: Trainer) -> Generator[None, None, None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _deterministic(mode: bool | str) -> Generator[None, None, None]:
-    """Ask torch for deterministic algorithms during the stage; `"warn"` only warns where there is none."""
-    if not mode:
-        yield
-        return
-    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=mode == "warn")
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
