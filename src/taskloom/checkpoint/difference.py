@@ -22,8 +22,8 @@ from taskloom.checkpoint.reader import CheckpointReader, open_checkpoint
 from taskloom.checkpoint.tensor_file import TensorLayout
 from taskloom.core.errors import explain
 
-_BLOCK = 1 << 18  # elements that are compared at once
-_MOST_VALUES = 50_000  # of a configuration; a few lines of YAML can stand for more than fits into memory
+_BLOCK = 1 << 16  # elements that are compared at once
+_MOST_VALUES = 20_000  # of a configuration; a few lines of YAML can stand for more than fits into memory
 _CLOCK = "progress.seconds"  # differs between two trainings that are equal in all else
 _MOST_NUMBERS = 8  # a longer row of numbers, such as the state of a generator, is one value
 
