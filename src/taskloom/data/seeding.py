@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from taskloom.data.generators import OwnGenerator, own_generators, search
+from taskloom.data.worker_signals import keep_inherited_handler
 
 _QUICKLY_SEARCHED: Final = 50
 
@@ -191,6 +192,7 @@ class WorkerStart:
 
     def __call__(self, worker_id: int) -> None:
         """Note the collate function and call the user's own."""
+        keep_inherited_handler()
         _here.collate = self._collate
         if self._own is not None:
             self._own(worker_id)

@@ -22,6 +22,7 @@ from torch.utils.data._utils.worker import WorkerInfo
 from taskloom.data.generators import OwnGenerator, own_generators
 from taskloom.data.seeding import OrderedByEpoch, batch_seed, seed_own, seed_process, stream_seed
 from taskloom.data.source import Stateful
+from taskloom.data.worker_signals import keep_inherited_handler
 
 _PROTOCOL: Final = pickle.HIGHEST_PROTOCOL
 
@@ -175,6 +176,7 @@ class _StreamStart:
         self._own, self._collate, self._epoch_seed, self._places = own, collate, epoch_seed, places
 
     def __call__(self, worker_id: int) -> None:
+        keep_inherited_handler()
         if self._own is not None:
             self._own(worker_id)
         _here.collating = own_generators({"collate_fn": self._collate}, without=_this_worker().dataset)

@@ -27,6 +27,7 @@ from typing import Literal
 from taskloom.core.errors import explain
 from taskloom.core.policies import ValidationPolicy
 from taskloom.data import NamedLoader, feed
+from taskloom.data.worker_signals import outliving
 from taskloom.loop.evaluating import evaluating, ordinary_tensors
 from taskloom.loop.run import Run, fit_arguments
 from taskloom.metrics.objects import metric_updates, reset_updated
@@ -50,6 +51,7 @@ class EvaluateLoop:
 
     def __init__(self, run: Run, stage: Stage, loaders: Sequence[NamedLoader], policy: ValidationPolicy) -> None:
         self.run, self.stage, self.loaders, self.policy = run, stage, list(loaders), policy
+        self._read = [outliving(each.loader) for each in self.loaders]
         prefix, hooks, task = _PREFIXES[stage], run.hooks, run.task
         step = task.validation_step if stage == "validate" else task.test_step
         self._step = run.bind(fit_arguments(step, 3 if len(self.loaders) > 1 else 2), evaluates=True)
@@ -133,7 +135,7 @@ class EvaluateLoop:
         metrics.enter(self._keys[number], training=False, suffix=self.suffixes[number])
         place = (number,) if len(self.loaders) > 1 else ()
         batch_idx = -1
-        for batch_idx, batch in enumerate(feed(loader.loader, length, run.transfer(number, evaluates=True))):
+        for batch_idx, batch in enumerate(feed(self._read[number], length, run.transfer(number, evaluates=True))):
             run.trainer.leave_if_preempted(all_meet=False)
             metrics.batch = batch
             for hook in self._batch_start:

@@ -30,6 +30,7 @@ from torch.utils.data import get_worker_info
 from taskloom.callbacks import Callback
 from taskloom.callbacks.preemption import Preemption
 from taskloom.core.errors import ConfigError, explain
+from taskloom.data.worker_signals import InheritedHandler
 from taskloom.launch.environments import Job, find_job
 
 # How long a worker waits for its parent to be signalled too, in seconds: a group is signalled within microseconds.
@@ -103,7 +104,7 @@ class Notice:
                     say(f"{name} is not noticed, because something outside Python handles it.")
                     continue
                 replaced[number] = before
-                signal.signal(number, self._handler(name, before, settings.grace))
+                signal.signal(number, InheritedHandler(self._handler(name, before, settings.grace)))
             yield
         finally:
             for each, before in replaced.items():
@@ -135,6 +136,7 @@ class Notice:
                 if self._shared[0] == _ASKED:
                     return
                 time.sleep(0.005)
+            os._exit(0)  # as torch lets a worker leave that its parent has told to
         signal.signal(number, before)
         os.kill(os.getpid(), number)
 
