@@ -26,6 +26,7 @@ from torch.utils.data import (
 )
 
 from taskloom.core.errors import CheckpointError
+from taskloom.data import SeedableRandomSampler
 from taskloom.data.generators import Generators
 from taskloom.data.sources import source_of
 
@@ -62,6 +63,7 @@ LOADERS: dict[str, Callable[..., Any]] = {
     "generators": lambda **more: plain(Noisy(), 2, sampler=samplers.WithGenerators(), **more),
     "in place": lambda **more: plain(Noisy(), 2, sampler=samplers.ShufflingInPlace(), **more),
     "by epoch": lambda **more: plain(Noisy(), 2, sampler=samplers.ByEpoch(), **more),
+    "seedable": lambda **more: plain(Noisy(), 2, sampler=SeedableRandomSampler(range(14), 3), **more),
     "counting": lambda **more: plain(Noisy(), 2, sampler=samplers.Counting(), **more),
     "batch sampler": lambda **more: plain(
         Noisy(), batch_sampler=BatchSampler(RandomSampler(range(14)), 4, False), **more
@@ -197,10 +199,17 @@ def test_a_batch_that_was_late_is_not_lost() -> None:
     assert (state["missing"], state["reached"]) == ([1], 3)
     gate.set()
     del batches
-    source = source_of(make(), Generators())
-    source.load_state_dict(state)
-    source.begin_epoch(0, resumed=True)
-    assert sorted(index for (index,) in source.batches(2)) == [1, 3, 4, 5]
+    for later in (make(), make(in_order=True), make(num_workers=0, in_order=True, prefetch_factor=None)):
+        source = source_of(later, Generators())
+        source.load_state_dict(state)
+        source.begin_epoch(0, resumed=True)
+        rest = [index for (index,) in source.batches(2)]
+        assert sorted(rest) == [1, 3, 4, 5]
+        if later.in_order:
+            assert rest == [1, 3, 4, 5]
+            again = saved(source.state_dict(0, 4))
+            assert (again["missing"], again["reached"]) == ([], 4)
+            assert source.state_dict(0, 2)["missing"] == [1]
 
 
 class Many(Noisy):

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, count, islice
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -50,7 +51,8 @@ class IndexedSource(Source):
         self._apart = not loader.num_workers and (read_ahead or math.isinf(loader_length(loader)))
         self._indices.is_apart = self._apart
         self._epoch_seed = 0
-        self._arrivals: _Arrivals | None = None if loader.in_order or not loader.num_workers else _Arrivals()
+        self._numbered = bool(loader.num_workers and not loader.in_order)
+        self._arrivals: _Arrivals | None = _Arrivals() if self._numbered else None
 
     def begin_epoch(self, epoch: int, *, resumed: bool) -> None:
         """Tell samplers and the data set the number of the epoch."""
@@ -66,8 +68,7 @@ class IndexedSource(Source):
         """Iterate from batch `done` on; the sampler runs over the indices before it, whose samples are not read."""
         self._begun_in = self._epoch
         if not self._resumed:
-            if self._arrivals is not None:
-                self._arrivals = _Arrivals()
+            self._arrivals = _Arrivals() if self._numbered else None
             if self._apart:
                 self._epoch_seed = stream_seed(Generators().states(), self._epoch, self._rank)
             batches: Iterator[Any] = iter(self._view)
@@ -80,7 +81,7 @@ class IndexedSource(Source):
         self._has_started = True
         if self._apart:
             return Isolated(batches, self._epoch_seed, done)
-        return batches if self._arrivals is None else map(self._arrivals.arrived, batches)
+        return map(self._arrivals.arrived, batches) if self._numbered and self._arrivals is not None else batches
 
     def state_dict(self, epoch: int, done: int) -> dict[str, Any]:
         """Return what the order of the epoch follows from; never the order itself."""
@@ -107,8 +108,8 @@ class IndexedSource(Source):
         self._check_settings(state)
         self._epoch_seed = state["epoch_seed"]
         self._begun_in = state["begun_in"] if "at_iter" in state["indices"] else -1
-        if state["missing"] or (self._arrivals is not None):
-            self._arrivals = _Arrivals(state["missing"], state["reached"])
+        if state["missing"] or self._numbered:
+            self._arrivals = _Arrivals(state["missing"], state["reached"], in_order=not self._numbered)
         self._indices.load_state_dict(state["indices"])
         self._indices.was_started = self._persists and state["workers_started"]
         if not self._loader.num_workers:
@@ -149,13 +150,13 @@ class _Arrivals:
     """Which batches have come, of a loader that yields them as they come (`in_order=False`).
 
     Args:
-        missing: numbers below `reached` that had not come yet.
+        missing: numbers below `reached` that had not come yet, in ascending order.
         reached: all others below it had.
+        in_order: from now on they come in order, those that were missing first.
     """
 
-    def __init__(self, missing: list[int] | None = None, reached: int = 0) -> None:
-        self._began = set(missing or ()), reached
-        self._done = reached - len(self._began[0])
+    def __init__(self, missing: Sequence[int] = (), reached: int = 0, *, in_order: bool = False) -> None:
+        self._missing, self._reached, self._in_order = missing, reached, in_order
         self._came: list[int] = []
 
     def arrived(self, numbered: tuple[int, Any]) -> Any:
@@ -165,8 +166,9 @@ class _Arrivals:
 
     def left(self, done: int) -> tuple[list[int], int]:
         """Return the numbers that are missing below the highest that came, after `done` batches, and one above it."""
-        missing, reached = set(self._began[0]), self._began[1]
-        for number in self._came[: done - self._done]:
+        missing, reached = set(self._missing), self._reached
+        came = chain(self._missing, count(reached)) if self._in_order else self._came
+        for number in islice(came, done - (reached - len(missing))):
             missing.discard(number)
             missing.update(range(reached, number))
             reached = max(reached, number + 1)
