@@ -214,6 +214,18 @@ def test_logs_that_cannot_be_copied_stop_nothing(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("memory")
+def test_copies_that_lag_behind_are_told_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", _gone)
+    with pytest.warns(TaskloomWarning, match="training goes on"):
+        trainer(logger=True, progress="plain", checkpoint=False, log_every_n_steps=1).fit(Line(), loader())
+    assert "(copies of the files above, which lag behind: the store could not be reached)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("memory")
 def test_only_what_changed_is_copied(tmp_path: Path, memory: Any) -> None:
     mirror = LogMirror(as_path(f"{ROOT}/one"), tmp_path)
     (mirror.local / "a.csv").write_text("1\n")

@@ -32,6 +32,7 @@ class LogMirror:
 
     Attributes:
         local: that folder.
+        is_complete: the last copy succeeded.
     """
 
     def __init__(self, run: Place, root: Path) -> None:
@@ -40,7 +41,7 @@ class LogMirror:
         self._copied: dict[str, tuple[int, int]] = {}  # size and time of change when it was copied
         self._listed: list[str] = []
         self._lock = Lock()
-        self._failed = False
+        self.is_complete = True
 
     def _own_folder(self, root: Path) -> Path:
         """Return the folder for this run: one that is its own already, or a new one."""
@@ -74,7 +75,7 @@ class LogMirror:
             try:
                 self._copy()
             except OSError as error:
-                if not self._failed:
+                if self.is_complete:
                     warn(
                         explain(
                             f"The logs in {self.local} could not be copied to {self._run}; training goes on",
@@ -84,9 +85,9 @@ class LogMirror:
                         TaskloomWarning,
                         stacklevel=3,
                     )
-                self._failed = True
+                self.is_complete = False
                 return False
-            self._failed = False
+            self.is_complete = True
             return True
 
     def _copy(self) -> None:

@@ -186,7 +186,8 @@ class Record:
     def _log_places(self) -> list[str]:
         places = self.loggers.locations()
         if self._mirror is not None and places:
-            places.append(f"{self.folder} (copies of the files above)")
+            lag = "" if self._mirror.is_complete else ", which lag behind: the store could not be reached"
+            places.append(f"{self.folder} (copies of the files above{lag})")
         return places
 
     def end(self) -> None:
