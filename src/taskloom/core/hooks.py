@@ -45,9 +45,12 @@ class DataHooks(TransferHooks):
 
     Attributes:
         prepare_data_per_node: call `prepare_data` once on every machine (True) or once in all.
+        reload_dataloaders_every_n_epochs: call `train_dataloader` and `val_dataloader` again every so many epochs of a
+            fit; 0 for never.
     """
 
     prepare_data_per_node: bool = True
+    reload_dataloaders_every_n_epochs: int = 0
 
     def prepare_data(self) -> None:
         """Download or preprocess, in one process only (per node); set no state here."""

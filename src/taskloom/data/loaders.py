@@ -15,6 +15,7 @@ from taskloom.core.errors import explain
 from taskloom.core.policies import LimitBatches
 from taskloom.data.combined import CombinedLoader
 from taskloom.data.lengths import is_reliable, loader_length
+from taskloom.data.reloading import ReloadedLoader
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _named(name: str, loader: Any, limit: int | float | None, stage: str) -> Nam
     _check(name, loader, stage)
     combined = isinstance(loader, CombinedLoader)
     used = LimitBatches.apply(limit, loader_length(loader), stage)
-    reliable = loader.is_reliable if combined else is_reliable(loader)
+    reliable = loader.is_reliable if combined else is_reliable(loader) and not isinstance(loader, ReloadedLoader)
     return NamedLoader(name, loader, used, exact=not math.isinf(used) and reliable)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from taskloom.data.combined import CombinedLoader
 from taskloom.data.generators import Generators
 from taskloom.data.kept import KeptBatches, KeptSource
+from taskloom.data.reloading import ReloadedLoader, ReloadedSource
 from taskloom.data.source import Source, Stateful, Told, told_nobody
 
 
@@ -30,6 +32,9 @@ def source_of(
     # A DataLoader with an __iter__ of its own may make of its batches what it likes, so it belongs to the rest.
     if isinstance(loader, KeptBatches):
         return KeptSource(loader)
+    if isinstance(loader, ReloadedLoader):
+        renewed = partial(source_of, generators=generators, rank=rank, told=told, read_ahead=True)
+        return ReloadedSource(loader, generators, renewed)
     if isinstance(loader, CombinedLoader):
         read_ahead = read_ahead or not loader.is_reliable
         return loader.source(lambda part: source_of(part, generators, rank=rank, told=told, read_ahead=read_ahead))

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from taskloom.core.errors import explain
 from taskloom.core.policies import RunFolder
 from taskloom.core.transfer import move_to_device
+from taskloom.data.skipping import WithoutFirst
 from taskloom.fabric.checkpoints import Checkpoints
 from taskloom.fabric.module import FabricLoader, FabricModule
 from taskloom.fabric.processes import Processes
@@ -274,6 +275,25 @@ class Fabric(Training, Checkpoints, Processes):
         moves = move_to_device and self.device.type != "cpu"
         made = tuple(FabricLoader(loader, self.device) if moves else loader for loader in loaders)
         return made[0] if len(made) == 1 else made
+
+    def skip_first_batches(self, loader: Iterable[Any], count: int) -> Any:
+        """Return a loader without its first batches, for going on in the middle of an epoch.
+
+            for batch in fabric.skip_first_batches(loader, done) if done else loader:
+
+        The samples of a map-style `DataLoader` that are left out are not read. Its order is the same as without
+        skipping if its generators are what they were when the epoch began, as with `sampler.set_epoch`.
+
+        Args:
+            loader: the user's, or one that `setup_dataloaders` returned.
+            count: batches to leave out.
+
+        Raises:
+            ValueError: `count` is negative.
+        """
+        if isinstance(loader, FabricLoader):
+            return loader.over(WithoutFirst(loader.loader, count))
+        return WithoutFirst(loader, count)
 
     def init_module(self, empty_init: bool = False) -> AbstractContextManager[Any]:
         """Context in which layers are born on the device and in the parameter dtype.

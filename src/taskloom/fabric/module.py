@@ -166,6 +166,10 @@ class FabricLoader:
         for batch in self.loader:
             yield move_to_device(batch, self._device)
 
+    def over(self, loader: Iterable[Any]) -> FabricLoader:
+        """Return another loader whose batches arrive on the same device."""
+        return FabricLoader(loader, self._device)
+
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]  # raises TypeError for a loader without a length, as it should
 

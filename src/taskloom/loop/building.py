@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
@@ -15,6 +17,7 @@ from taskloom.core.hooks import overridden
 from taskloom.core.policies import GradientClipping
 from taskloom.core.task import TaskModule
 from taskloom.data import NamedLoader, named_loaders
+from taskloom.data.reloading import ReloadedLoader, Reloading
 from taskloom.loop.evaluate import EvaluateLoop
 from taskloom.loop.fit import FitLoop
 from taskloom.loop.folder import CHECKPOINTS
@@ -61,9 +64,37 @@ def user_loaders(run: Run, given: Any, name: str) -> Any:
     """
     if given is not None:
         return given
-    method = overridden(run.datamodule, name, DataModule) if run.datamodule is not None else None
-    method = method or overridden(run.task, name, TaskModule)
+    method, _ = _loader_method(run, name)
     return method() if method is not None else None
+
+
+def _loader_method(run: Run, name: str) -> tuple[Callable[[], Any] | None, int]:
+    """Return the method that makes loaders, and after how many epochs it is to make them anew; 0 for never."""
+    data = run.datamodule
+    method = overridden(data, name, DataModule) if data is not None else None
+    if data is not None and method is not None:
+        return method, data.reload_dataloaders_every_n_epochs
+    return overridden(run.task, name, TaskModule), run.task.reload_dataloaders_every_n_epochs
+
+
+def _fit_loaders(trainer: Trainer, run: Run, given: Any, name: str) -> Any:
+    """Return the loaders of a fit, which may be such as are made anew every few epochs."""
+    method, every = _loader_method(run, name)
+    if given is not None or method is None or not every or trainer.settings.limits.overfit is not None:
+        return user_loaders(run, given, name)
+    if name == "train_dataloader":
+        method = partial(_one_loader, method)
+    reloading = Reloading(method, every, lambda: trainer.progress.epochs)
+    made = reloading.made
+    if isinstance(made, Mapping):
+        return {key: ReloadedLoader(reloading, itemgetter(key)) for key in made}
+    if isinstance(made, Sequence):
+        return [ReloadedLoader(reloading, itemgetter(number)) for number in range(len(made))]
+    return ReloadedLoader(reloading, lambda made: made)
+
+
+def _one_loader(method: Callable[[], Any]) -> Any:
+    return named_loaders(method(), None, "train")[0].loader
 
 
 def build_fit(trainer: Trainer, run: Run, train: Any, validate: Any, restoration: Restoration | None) -> FitLoop:
@@ -125,7 +156,7 @@ def build_fit(trainer: Trainer, run: Run, train: Any, validate: Any, restoration
 
 
 def _training_loader(trainer: Trainer, run: Run, given: Any) -> NamedLoader:
-    loaders = user_loaders(run, given, "train_dataloader")
+    loaders = _fit_loaders(trainer, run, given, "train_dataloader")
     if loaders is None:
         raise ValueError(
             explain(
@@ -171,7 +202,7 @@ def limited_loaders(loaders: Any, limit: int | float | None, stage: str) -> list
 
 def _validation_loaders(trainer: Trainer, run: Run, given: Any, training: NamedLoader) -> list[NamedLoader]:
     limits = trainer.settings.limits
-    loaders = user_loaders(run, given, "val_dataloader")
+    loaders = _fit_loaders(trainer, run, given, "val_dataloader")
     if loaders is None or limits.validate == 0:
         return []
     if overridden(run.task, "validation_step", TaskModule) is None:
