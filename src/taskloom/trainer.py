@@ -41,6 +41,7 @@ from taskloom.loop.evaluate import EvaluateLoop, results, sanity_check
 from taskloom.loop.facts import Parts, Status, TrainerState
 from taskloom.loop.folder import Found, find_checkpoint
 from taskloom.loop.limits import no_bound
+from taskloom.loop.metrics_files import Results
 from taskloom.loop.predict import predict
 from taskloom.loop.preemption import Notice
 from taskloom.loop.record import Record, class_path
@@ -192,7 +193,7 @@ class Trainer(Control):
             raise ConfigError(read.problems)
         self.fabric = Fabric.from_graph(graph)
         self.active_callbacks = list(self.callbacks)
-        self.state, self.progress, self.parts = TrainerState(), Progress(), Parts()
+        self.state, self.progress, self.parts, self.results = TrainerState(), Progress(), Parts(), Results()
         self.record = Record(self, loggers, reporter, shows=progress is not False, asked=logger is not True)
         self._should_stop, self.stop_reason = False, ""
         self.interrupt_requested = False

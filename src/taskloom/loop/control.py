@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from taskloom.core.policies import GradientClipping
 from taskloom.core.progress import Progress
 from taskloom.loop.building import keepers_of
 from taskloom.loop.facts import Facts, Parts, StageName, TrainerState
+from taskloom.loop.metrics_files import Results, render_results, write_results
 from taskloom.loop.preemption import Notice, requeue, settings_of
 from taskloom.loop.statistics import recompute_batch_norm
 
@@ -34,6 +35,7 @@ Request = Literal["save", "validate", "log"]
 class Control(Facts):
     """The verbs of a `Trainer` beside its stages; the constructor of `Trainer` fills what they act on."""
 
+    results: Results
     stop_reason: str
     interrupt_requested: bool
     preemption: Notice
@@ -180,6 +182,35 @@ class Control(Facts):
         self._fit_loop("recompute_batch_norm")
         recompute_batch_norm(self._run("recompute_batch_norm"), self.parts, "train")
 
+    def log_metrics(self, split: str, metrics: Mapping[str, float] | None = None) -> None:
+        """Print the metrics of a split as a table, on rank 0; see `save_metrics`."""
+        self.print(render_results(split, self.results.of(split, metrics)))
+
+    def save_metrics(self, split: str, metrics: Mapping[str, float] | None = None, combined: bool = True) -> Path:
+        """Write metrics to `<split>_results.json` in the run's folder, on rank 0, and return the path.
+
+        Args:
+            split: `"train"`, `"validate"`, `"test"`, or `"all"` of them.
+            metrics: by default those of the last fit, validation (also one within fit) or test of this Trainer.
+            combined: put them into `all_results.json` as well, beside those that are there.
+
+        Raises:
+            ValueError: there is no such split.
+            RuntimeError: nothing was measured for it, or the run has no folder.
+        """
+        values = self.results.of(split, metrics)
+        if self.run_folder is None:
+            raise RuntimeError(
+                explain(
+                    "There is no run folder to save metrics in",
+                    why="this Trainer has not fitted, or its run writes nothing",
+                    fix="call fit first with a logger or with checkpoints, or write the values that validate returns",
+                )
+            )
+        if self.is_global_zero:
+            write_results(self.run_folder, split, values, combined=combined)
+        return self.run_folder / f"{split}_results.json"
+
     def print(self, *values: object, sep: str = " ") -> None:
         """Print above the progress display, on rank 0."""
         if self.is_global_zero:
@@ -206,6 +237,7 @@ class Control(Facts):
         if self.state.stage == "fit" and not self.stop_reason and self.parts.limits is not None:
             self.stop_reason = "should_stop was set" if stopped else self.parts.limits.reason(self.progress)
         self.state.status = "stopped" if stopped else "finished"
+        self.results.record(self)
         self.record.end()
 
     def save_interrupted(self, error: BaseException) -> None:

@@ -332,6 +332,12 @@ class MetricStore:
         self.leave()
         return reported
 
+    def names_of(self, loop: str) -> set[str]:
+        """Return the names of `callback_metrics` that a loop filled, such as `validate` over all of its loaders."""
+        slots = [slot for key, scope in self._scopes.items() if key.split("/")[0] == loop for slot in scope.all_slots()]
+        forks = {slot.full_name + fork for slot in slots for fork in ("", "_step", "_epoch")}
+        return forks & set(self.callback_metrics)
+
     def forget(self, keys: Sequence[str]) -> None:
         """Drop the values of some scopes, as after a sanity check."""
         for key in keys:
