@@ -11,6 +11,7 @@ from torch import nn
 from taskloom.checkpoint import decode_state, encode_state
 from taskloom.core.errors import CheckpointError
 from taskloom.optim import named_optimizer_state, named_optimizer_tensors, parameter_names, restore_optimizer
+from taskloom.optim.state import taken_over
 
 MAKERS = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.1),
@@ -133,7 +134,8 @@ def test_moments_keep_the_dtype_they_were_saved_in():
         "groups": [{"parameters": ["weight"], "options": {"lr": 0.1}}],
         "parameters": {"weight": {"tensors": ["momentum_buffer"], "values": {}}},
     }
-    restore_optimizer("main", optimizer, parameter_names(module), state, {"weight.momentum_buffer": moment})
+    names = parameter_names(module)
+    restore_optimizer("main", optimizer, names, state, taken_over({"weight.momentum_buffer": moment}.items(), names))
     restored = optimizer.state[weight]["momentum_buffer"]
     assert restored.dtype is torch.float32
     assert torch.equal(restored, moment)

@@ -7,7 +7,7 @@ again by the names in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def restore_optimizer(
         optimizer: with the same parameters, in any order within and among its groups.
         names: of its parameters.
         state: what `named_optimizer_state` returned.
-        tensors: what `named_optimizer_tensors` yielded; copied.
+        tensors: what `named_optimizer_tensors` yielded, as `taken_over` returns them; the optimizer keeps them.
 
     Raises:
         CheckpointError: the groups hold other parameters, or a tensor is missing or has another shape.
@@ -109,10 +109,23 @@ def _slots(
                     fix=_AS_SAVED,
                 )
             )
-        # A counter stays where it was made (torch keeps Adam's on the CPU); a moment lives beside its parameter. A
-        # copy, because the tensor may be a view of the file.
-        found[slot] = tensor.clone() if tensor.ndim == 0 else tensor.to(parameter.device, copy=True)
+        found[slot] = tensor
     return found
+
+
+def taken_over(tensors: Iterable[tuple[str, Tensor]], names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """Copy tensors of an optimizer to where they belong, one by one, so that only one is held twice at a time.
+
+    A counter stays where it was made (torch keeps Adam's on the CPU); a moment lives beside its parameter. A copy,
+    because the tensor may be a view of the file.
+    """
+    devices = {name: parameter.device for parameter, name in names.items()}
+    return {
+        name: tensor.clone()
+        if tensor.ndim == 0
+        else tensor.to(devices.get(name.rpartition(".")[0], tensor.device), copy=True)
+        for name, tensor in tensors
+    }
 
 
 def _undo_casts(optimizer: Optimizer, slots: Mapping[int, Mapping[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from taskloom.core.policies import GradientClipping
 from taskloom.launch import InProcess, Launcher
 from taskloom.launch.environments import Environment
 from taskloom.optim.groups import check_groups, parameter_names, parameters_of
-from taskloom.optim.state import named_optimizer_state, named_optimizer_tensors, restore_optimizer
+from taskloom.optim.state import named_optimizer_state, named_optimizer_tensors, restore_optimizer, taken_over
 from taskloom.precision import Precision
 from taskloom.strategies.base import ReduceOperation, Strategy
 from taskloom.strategies.initialisation import SkipInitialisation
@@ -270,7 +270,8 @@ class SingleStrategy(Strategy):
                     fix="return the optimizers that wrote it from configure_optimizers, or load its weights only",
                 )
             )
-        names, found = parameter_names(module), dict(tensors)
+        names = parameter_names(module)
+        found = taken_over(tensors, names)
         for name, optimizer in optimizers.items():
             restore_optimizer(name, optimizer, names, state[name], found)
 
