@@ -57,7 +57,8 @@ class HashedFile:
 
     def _open(self) -> Any:
         if not self._remote:
-            return self._path.open("xb", buffering=1 << 20)
+            # Unbuffered, so that a worker process that is forked while another thread writes inherits no bytes of it.
+            return self._path.open("xb", buffering=0)
         store, name = store_of(self._path)
         with store_errors(self._path):
             return store.open(name, "wb")
@@ -69,14 +70,15 @@ class HashedFile:
             for start in range(0, len(view), _CHUNK):
                 chunk = view[start : start + _CHUNK]
                 self._hash.update(chunk)
-                self._file.write(bytes(chunk) if self._remote else chunk)
+                if self._remote:
+                    self._file.write(bytes(chunk))
+                else:
+                    _write_all(self._file, chunk)
         self._bytes += len(view)
 
     def close(self) -> FileRecord:
         """Finish the file and return its size and hash."""
         with store_errors(self._path), self._file as file:
-            if not self._remote:
-                file.flush()
             if self._fsync:
                 os.fsync(file.fileno())
         return FileRecord(self._bytes, self._hash.hexdigest())
@@ -92,6 +94,12 @@ class HashedFile:
             with suppress(Exception):  # the failure that led here is the one to tell; parts left behind expire
                 self._file.discard()
             self._file.closed = True  # closing would upload the rest
+
+
+def _write_all(file: Any, data: memoryview) -> None:
+    """Write bytes with as many system calls as it takes; a disk that is nearly full takes a part of them first."""
+    while len(data):
+        data = data[file.write(data) :]
 
 
 def write_file(path: Place, data: bytes, *, fsync: bool) -> FileRecord:

@@ -6,6 +6,7 @@ used before is copied into at the speed of the memory; new memory must first be 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from taskloom.checkpoint.shard import Shard, without_aliases
 from taskloom.checkpoint.state import EncodedState, encode_state
 from taskloom.checkpoint.tensor_file import check_tensor
 from taskloom.checkpoint.writer import CheckpointContent
+from taskloom.core.errors import TaskloomWarning, explain
 
 _Key = tuple[str, str, tuple[int, ...], tuple[int, ...], torch.dtype]
 
@@ -81,8 +83,26 @@ class SnapshotBuffers:
         source = tensor.detach()
         buffer = self._buffers.get(key)
         if buffer is None:
-            buffer = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=source.is_cuda)
+            buffer = _host_memory_like(source)
         buffer.copy_(source, non_blocking=source.is_cuda)
         self._from_device |= source.is_cuda
         used[key] = buffer
         return buffer
+
+
+def _host_memory_like(tensor: Tensor) -> Tensor:
+    """Return memory for a copy, in the tensor's own layout, so that copying need not reorder it."""
+    if tensor.is_cuda:
+        try:
+            return torch.empty_like(tensor, device="cpu", pin_memory=True)
+        except RuntimeError as error:  # the system limits how much may be locked
+            warnings.warn(
+                explain(
+                    "A checkpoint's copy in host memory could not be pinned, so taking it is slower",
+                    got=str(error),
+                    fix="raise the limit of locked memory (ulimit -l), or the memory of the container",
+                ),
+                TaskloomWarning,
+                stacklevel=5,
+            )
+    return torch.empty_like(tensor, device="cpu")
