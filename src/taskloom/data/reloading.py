@@ -15,7 +15,7 @@ class Reloading:
     """What a method that makes loaders returned, and returns again every few epochs.
 
     Args:
-        make: the method.
+        make: calls the method as in the epoch that it is given; after a resume that is an earlier one.
         every: epochs.
         epoch: returns the number of the present epoch.
 
@@ -27,7 +27,7 @@ class Reloading:
         ValueError: `every` is not a whole number above 0.
     """
 
-    def __init__(self, make: Callable[[], Any], every: int, epoch: Callable[[], int]) -> None:
+    def __init__(self, make: Callable[[int], Any], every: int, epoch: Callable[[], int]) -> None:
         if not isinstance(every, int) or every < 1:
             raise ValueError(
                 explain(
@@ -37,7 +37,7 @@ class Reloading:
                 )
             )
         self._make, self._every, self._epoch = make, every, epoch
-        self.made, self.turn = make(), self.turn_of(epoch())
+        self.made, self.turn = make(epoch()), self.turn_of(epoch())
 
     def turn_of(self, epoch: int) -> int:
         """Return how often loaders have been made anew by an epoch."""
@@ -45,7 +45,7 @@ class Reloading:
 
     def make(self, turn: int) -> None:
         """Make the loaders anew."""
-        self.made, self.turn = self._make(), turn
+        self.made, self.turn = self._make(turn * self._every), turn
 
     def present(self) -> Any:
         """Return the loaders of the present epoch, made anew if that is due."""

@@ -82,9 +82,16 @@ def _fit_loaders(trainer: Trainer, run: Run, given: Any, name: str) -> Any:
     method, every = _loader_method(run, name)
     if given is not None or method is None or not every or trainer.settings.limits.overfit is not None:
         return user_loaders(run, given, name)
-    if name == "train_dataloader":
-        method = partial(_one_loader, method)
-    reloading = Reloading(method, every, lambda: trainer.progress.epochs)
+    progress, make = trainer.progress, partial(_one_loader, method) if name == "train_dataloader" else method
+
+    def make_in(epoch: int) -> Any:
+        present, progress.epochs = progress.epochs, epoch
+        try:
+            return make()
+        finally:
+            progress.epochs = present
+
+    reloading = Reloading(make_in, every, lambda: progress.epochs)
     made = reloading.made
     if isinstance(made, Mapping):
         return {key: ReloadedLoader(reloading, itemgetter(key)) for key in made}
