@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_at_any_write_leaves_the_checkpoint_before(tmp_path
     """The error names the file system and what to do, and reaches the caller of fit from the background too."""
     result = tmp_path / "result"
     _, writes = faulty(tmp_path / "whole", None, asynchronous=asynchronous)
-    later = [number for number in writes if number > writes[len(writes) // 4]]
+    later = [number for number in writes if number > writes[len(writes) * 2 // 5]]  # the first checkpoint is there
     for number in later[:: max(1, len(later) // 8)]:
         root = tmp_path / f"full-{number}"
 
