@@ -289,6 +289,51 @@ def test_a_kill_at_any_change_of_a_store_leaves_the_old_checkpoint_or_the_new(
 
 
 @pytest.mark.holds("R1", "CK-19")
+def test_the_only_whole_copy_survives_a_second_kill(memory: MemoryStore) -> None:
+    """Killed while a checkpoint is replaced, and again by whatever the next process does first."""
+    first()
+    before = dict(_contents())
+    standing = []
+    for survives in range(memory.killed_after(None, replaced)):
+        _restore(before)
+        memory.killed_after(survives, replaced)
+        found, _ = latest_checkpoint(ROOT)
+        if found is not None and found.name.startswith("."):
+            standing.append(dict(_contents()))
+    assert len(standing) > 5
+    for contents in (standing[0], standing[-1]):
+        _restore(contents)
+        for survives in range(0, memory.killed_after(None, replaced), 2):
+            _restore(contents)
+            memory.killed_after(survives, replaced)
+            found, _ = latest_checkpoint(ROOT)
+            assert (step_of(found), _weights(found)) == (1, 7)
+
+
+@pytest.mark.holds("R1", "CK-19")
+@pytest.mark.parametrize("replaces", [False, True])
+def test_what_does_not_read_back_never_appears(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    first()
+    put = MemoryFileSystem.pipe_file
+
+    def damaging(self: Any, name: str, value: bytes, **keywords: Any) -> None:
+        put(self, name, value.replace(b"steps", b"stepz") if name.endswith("state.json") else value, **keywords)
+
+    keeper = CheckpointKeeper(ROOT, CheckpointPolicy(), "run-a")
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "pipe_file", damaging)
+        with pytest.raises(CheckpointError, match=r"was not saved: what was written does not read back .*state.json"):
+            keeper.save(make_content(1 if replaces else 2, seed=7))
+    assert not [name for operation, name in memory.log if "manifest" in name and "/step-00000002" in name + operation]
+    found, skipped = latest_checkpoint(ROOT)
+    assert (step_of(found), _weights(found), skipped) == (1, 1, [])
+
+
+@pytest.mark.holds("R1", "CK-19")
 def test_the_order_of_changes_is_what_makes_a_kill_harmless(memory: MemoryStore) -> None:
     def changes(action: Callable[[], None]) -> list[str]:
         memory.log.clear()
