@@ -166,7 +166,6 @@ def test_hyperparameters_of_task_and_data_are_logged(tmp_path):
         ),
         (lambda trainer: trainer.test(Line()), "There are no batches to test.*write test_dataloader"),
         (lambda trainer: trainer.predict(Line()), "There are no batches to predict"),
-        (lambda trainer: trainer.fit(Line(), [loader(), loader()]), "fit was given 2 training loaders"),
     ],
 )
 def test_loaders_that_are_not_there_say_what_to_pass(call, text):

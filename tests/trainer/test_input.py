@@ -109,7 +109,7 @@ class Data(DataModule):
             r"The train loader cannot be iterated over\. Got: 7\. Fix: pass a torch",
         ),
         (lambda t: t.fit(Line(), loader().dataset), TypeError, r"train loader cannot be iterated over.*DataLoader"),
-        (lambda t: t.fit(Line(), [loader(), loader()]), ValueError, r"fit was given 2 training loaders\. Why: which"),
+        (lambda t: t.fit(Line(), [[1, 2]]), TypeError, r"takes loaders, and 0 is none.*collections within collections"),
         (
             lambda t: t.fit(Line(), Batches([])),
             ValueError,
