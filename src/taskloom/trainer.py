@@ -45,7 +45,7 @@ from taskloom.loop.metrics_files import Results
 from taskloom.loop.predict import predict
 from taskloom.loop.preemption import Notice
 from taskloom.loop.record import Record, class_path
-from taskloom.loop.restoring import load_best, opened, restoration_of, restore_weights
+from taskloom.loop.restoring import opened, restoration_of, restore_weights
 from taskloom.loop.run import Run, generators_kept
 from taskloom.loop.settings import ArgumentReader, Settings, callbacks_of, policies_of, sanity_batches_of
 from taskloom.loop.stage import stage
@@ -251,7 +251,6 @@ class Trainer(Control):
             if loop.validation is not None and resumed is None:
                 self._validate_before(run, loop.validation)
             loop.run()
-            load_best(run, self.checkpoints)
             run.call("on_fit_end")
         return self._result()
 

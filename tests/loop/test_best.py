@@ -37,10 +37,11 @@ def stored(checkpoint: Path) -> list[torch.Tensor]:
 
 
 @pytest.mark.holds("CK-05")
-def test_fit_ends_with_the_weights_of_the_best_checkpoint(tmp_path):
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_fit_ends_with_the_weights_of_the_best_checkpoint(tmp_path, asynchronous):
     after = []
     look = At(on_fit_end=lambda _, task: after.extend(weights(task)))
-    trainer, task = train(tmp_path, 1.0, 9.0, 5.0, callbacks=[look])
+    trainer, task = train(tmp_path, 1.0, 9.0, 5.0, callbacks=[look], asynchronous=asynchronous)
     assert (trainer.best_checkpoint.name, trainer.last_checkpoint.name) == ("step-00000002", "step-00000003")
     assert equal(weights(task), stored(trainer.best_checkpoint))
     assert equal(after, weights(task))
@@ -105,7 +106,7 @@ def test_the_average_of_the_best_checkpoint_is_what_the_task_ends_with(tmp_path)
 
 @pytest.mark.parametrize("more", [{"monitor": None}, {"save_top_k": 0}])
 def test_there_must_be_a_best_to_load(more):
-    with pytest.raises(ConfigError, match=r"needs a best checkpoint.*monitor='val/loss'"):
+    with pytest.raises(ConfigError, match=r"needs a monitor and save_top_k of at least 1.*monitor='val/loss'"):
         policy(**more)
     with pytest.raises(ConfigError, match="Several policies ask for load_best_at_end"):
         quiet(checkpoint=[policy(), policy(monitor="other")], max_epochs=1)

@@ -113,14 +113,6 @@ class CheckpointPolicy:
                     fix="monitor='val/loss', save_top_k=1",
                 )
             ]
-        if self.load_best_at_end and (self.monitor is None or self.save_top_k == 0):
-            return [
-                explain(
-                    "CheckpointPolicy(load_best_at_end=True) needs a best checkpoint",
-                    got=f"monitor={self.monitor!r}, save_top_k={self.save_top_k}",
-                    fix="pass monitor='val/loss', and a save_top_k of at least 1",
-                )
-            ]
         if self.monitor is None and self.save_top_k not in (-1, 0, 1):
             return [
                 explain(

@@ -139,35 +139,6 @@ def restore_weights(run: Run, restoration: Restoration) -> None:
     load_further(run, restoration.reader)
 
 
-def load_best(run: Run, keepers: Sequence[CheckpointKeeper]) -> None:
-    """Put the weights of the best checkpoint into the task, where a policy asks for it at the end of training.
-
-    Averages that callbacks keep come with them, so what a callback does with its averages after training it does with
-    those of the best.
-
-    Raises:
-        CheckpointError: the best checkpoint does not verify.
-    """
-    asking = [keeper for keeper in keepers if keeper.policy.load_best_at_end]
-    if not asking:
-        return
-    best = asking[0].best_path
-    if best is None:
-        warn(
-            explain(
-                f"load_best_at_end finds no best checkpoint by {asking[0].policy.monitor!r}",
-                why="it was never measured when one was saved, or was not finite",
-                fix="validate at least once; the task has the weights of the last step",
-            ),
-            TaskloomWarning,
-            stacklevel=2,
-        )
-        return
-    with open_checkpoint(best, verify=True) as reader:
-        restore_weights(run, Restoration(reader, RestorePolicy()))
-    run.reporter.message(f"The task has the weights of {best.name}, the best by {asking[0].policy.monitor}.")
-
-
 def restore_fit(
     run: Run,
     restoration: Restoration,
