@@ -206,7 +206,8 @@ class Averages:
                 explain(
                     f"{reader.path} holds averages of tensors that the task does not have",
                     got=sorted(strangers)[:5],
-                    fix="build the model as it was when it was saved",
+                    fix="build the model as it was when it was saved, or begin the averages anew by leaving callbacks "
+                    "out of restore.only",
                 )
             )
         read_shards(reader, self.kind, targets)
