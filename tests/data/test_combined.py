@@ -144,7 +144,7 @@ def test_parts_with_workers() -> None:
         return CombinedLoader([shuffled(4, num_workers=1), stream(Placed(9), 1)], "max_size_cycle")
 
     whole = train(make)
-    for stop in range(1, len(whole), 2):
+    for stop in (2, 4, 7):
         assert train(make, [stop]) == whole
 
 

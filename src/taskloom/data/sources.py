@@ -41,7 +41,7 @@ def source_of(
     if isinstance(loader, Stateful):
         from taskloom.data.stateful import StatefulSource
 
-        return StatefulSource(loader, loader, generators, rank=rank)
+        return StatefulSource(loader, loader, generators, rank=rank, read_ahead=read_ahead)
     if isinstance(loader, DataLoader):
         plain = type(loader).__iter__ is DataLoader.__iter__
         if isinstance(loader.dataset, IterableDataset):

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from taskloom.data.generators import Generators
 from taskloom.data.isolation import Isolated
+from taskloom.data.lengths import is_reliable
 from taskloom.data.rereading import announced
 from taskloom.data.seeding import OrderedByEpoch, stream_seed
 from taskloom.data.source import READ_AHEAD, Source, Stateful, check_kind
@@ -29,15 +30,25 @@ class StatefulSource(Source):
         holder: of the state: the loader, or its data set.
         generators: of the process.
         rank: of the process.
+        read_ahead: batches are taken before the one before is trained on; always so without a reliable length.
     """
 
     kind = "a loader or data set with a state of its own"
 
-    def __init__(self, loader: Iterable[Any], holder: Stateful, generators: Generators, *, rank: int = 0) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        holder: Stateful,
+        generators: Generators,
+        *,
+        rank: int = 0,
+        read_ahead: bool = False,
+    ) -> None:
         self._loader, self._holder, self._generators, self._rank = loader, holder, generators, rank
         self._announced: list[OrderedByEpoch] = announced(loader)
         self._loader_knows, self._touched = isinstance(loader, Stateful), False
-        self._workers_read = isinstance(loader, DataLoader) and loader.num_workers > 0
+        workers_read = isinstance(loader, DataLoader) and loader.num_workers > 0
+        self._is_apart = not workers_read and (read_ahead or not is_reliable(loader))
         self._epoch = 0
         self._seed = ""  # 128 bits in hexadecimal, which JSON can hold
         self._known: deque[tuple[int, Any]] = deque(maxlen=READ_AHEAD + 1)  # batches read, and the state after them
@@ -76,7 +87,7 @@ class StatefulSource(Source):
         self._known.append((done, state))
 
     def _reading(self, batches: Iterator[Any]) -> Iterator[Any]:
-        if not self._workers_read:
+        if self._is_apart:
             batches = Isolated(batches, int(self._seed, 16), self._read)
         for batch in batches:
             self._read += 1
