@@ -21,6 +21,7 @@ _HOME = {
     "ConfigError": "taskloom.core.errors",
     "DataModule": "taskloom.core.data",
     "DebugOptions": "taskloom.core.policies",
+    "Determinism": "taskloom.core.policies",
     "Fabric": "taskloom.fabric",
     "FitResult": "taskloom.trainer",
     "GradientClipping": "taskloom.core.policies",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from taskloom.core.policies import Accumulation as Accumulation
     from taskloom.core.policies import Between as Between
     from taskloom.core.policies import DebugOptions as DebugOptions
+    from taskloom.core.policies import Determinism as Determinism
     from taskloom.core.policies import GradientClipping as GradientClipping
     from taskloom.core.policies import LimitBatches as LimitBatches
     from taskloom.core.policies import LogPolicy as LogPolicy
