@@ -95,16 +95,14 @@ def _stalls(model: Any, optimizer: Any, tensors: dict[str, Any], target: Path, *
     from taskloom.checkpoint.snapshot import SnapshotBuffers
 
     buffers, background, ratios = SnapshotBuffers(), BackgroundWriter(lambda: None), []
-    copies = {name: tensor.clone() for name, tensor in tensors.items()}
-    for number in range(2 * SAVES + 1):
+    copies = {name: tensor.clone() for name, tensor in tensors.items()} if warm else {}
+    for number in range(2 * SAVES + 1 if warm else 1):  # only a process's first is in memory that was never used
         started = time.perf_counter()
         if warm:
             for name, tensor in tensors.items():
                 copies[name].copy_(tensor)
         else:
-            copies = {}
             copies = {name: tensor.clone() for name, tensor in tensors.items()}
-            buffers.release()
         copied = time.perf_counter()
         taken = buffers.take(_content(model, optimizer))
         background.submit(partial(write_checkpoint, target, taken, fsync=False), target.name)
@@ -112,7 +110,7 @@ def _stalls(model: Any, optimizer: Any, tensors: dict[str, Any], target: Path, *
         background.wait()
         del taken
         shutil.rmtree(target)
-        if number:
+        if number or not warm:
             ratios.append((stalled - copied) / (copied - started))
     return ratios
 
