@@ -105,7 +105,8 @@ def test_printed_configuration_can_be_fed_back(run: Run, samples: Path, tmp_path
     first = run(["fit", *args, "--print_config"])
     assert (first.code, first.err) == (0, "")
     printed_values = yaml.safe_load(first.out)
-    assert printed_values["run_dir"] == {"root": "runs", "name": "first", "project": None, "overwrite": False}
+    chosen = {"root": "runs", "name": "first", "project": None, "overwrite": False}
+    assert printed_values["run_dir"] == {**chosen, "storage_options": None, "log_root": "runs"}
     assert printed_values["val_check_interval"]["every"] == "2 epochs"
     (tmp_path / "printed.yaml").write_text(first.out)
     again = run(["fit", "--config", str(tmp_path / "printed.yaml"), "--print_config"])

@@ -42,7 +42,7 @@ def run(task: Leaving, window: int, sizes: list[int] | None = None, **policy: An
     trainer = quiet(
         max_epochs=1, precision="64-true", accumulate_grad_batches=Accumulation(window, **chosen), log_every_n_steps=1
     )
-    trainer.fit(task, [Batches(split(tokens(), sizes))])
+    trainer.fit(task, Batches(split(tokens(), sizes)))
     return trainer
 
 

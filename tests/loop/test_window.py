@@ -65,7 +65,7 @@ def gradients(sizes: Sequence[int], window: int, kind: str = "tensor", data: Row
     """The gradients of each step of an epoch over micro-batches of these sizes: steps × parameters."""
     task = Tokens(kind)
     trainer = quiet(max_epochs=1, precision="64-true", accumulate_grad_batches=window, **more)
-    trainer.fit(task, [Batches(split(data or tokens(), sizes))])
+    trainer.fit(task, Batches(split(data or tokens(), sizes)))
     return torch.stack(task.gradients)
 
 
@@ -294,4 +294,4 @@ def test_samples_that_cannot_be_counted_are_told_of() -> None:
 
     rows = [{"rows": batch, "other": torch.zeros(7)} for batch in loader()]
     with pytest.warns(UserWarning, match="number of samples cannot be read .* every micro-batch of a window counts"):
-        quiet(max_epochs=1, accumulate_grad_batches=2).fit(Task(), [Batches(rows)])
+        quiet(max_epochs=1, accumulate_grad_batches=2).fit(Task(), Batches(rows))

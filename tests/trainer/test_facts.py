@@ -131,7 +131,7 @@ def test_facts_of_evaluation_and_of_nothing() -> None:
 def test_the_size_of_batches_without_a_loader_that_says() -> None:
     sizes: list[Any] = []
     watch = At(on_after_backward=lambda trainer, _: sizes.append(trainer.effective_batch_size))
-    quiet(watch, max_epochs=1, accumulate_grad_batches=3).fit(Line(), [Streamed()])
+    quiet(watch, max_epochs=1, accumulate_grad_batches=3).fit(Line(), Streamed())
     assert sizes == [6] * 4
 
 
@@ -296,6 +296,7 @@ def test_a_hook_that_nobody_overrides_costs_no_call() -> None:
     assert per_batch == {
         **dict.fromkeys(("train_batch", "_zero_grad", "_accumulate", "add", "backward"), 1.0),
         **dict.fromkeys(("_complete", "stepping", "step", "_count", "_end_window", "reset"), 1.0),
+        **dict.fromkeys(("_from_the_first", "_one_ahead"), 1.0),  # indices, one batch ahead (data/indices.py)
     }
     busy = calls_per_batch(Line(), Busy())
     assert len(busy) == len(alone) + steps
