@@ -1,6 +1,6 @@
 """Kill training at random, over and over, and compare what it ends with to a training that was never killed.
 
-python -m benchmarks.stress [--minutes 10] [--seed 0] [--write docs/stress.md]
+python -m benchmarks.stress [--minutes 10] [--seed 0] [--write docs/benchmarks-stress.md]
 
 One trial trains a small network (dropout, shuffling, augmentation in two worker processes, accumulation, averaged
 weights, loss scaling of float16) with a checkpoint every few steps, written in the background, and logs to CSV. Its
