@@ -76,9 +76,7 @@ def test_another_base_is_refused_by_name(tmp_path: Path) -> None:
     with torch.no_grad():
         other.base[0].bias[0] += 1e-6
     before = weights(other)
-    with pytest.raises(
-        CheckpointError, match=r"1 of the 4 tensors beside it are not those .*: base\.0\.bias\. Fix"
-    ):
+    with pytest.raises(CheckpointError, match=r"1 of the 4 tensors beside it are not those .*: base\.0\.bias\. Fix"):
         fit(other, tmp_path, 6, ckpt_path=path)
     with pytest.raises(CheckpointError, match=r"base\.0\.bias"):
         quiet().test(other, loader(16, 4), ckpt_path=path)

@@ -250,7 +250,8 @@ def test_averaged_weights_are_evaluated_where_that_is_asked_for(tmp_path: Path) 
     path = trainer.last_checkpoint
     in_fit = json.loads((path / "manifest.json").read_text())["metrics"]["val/loss"]["value"]
     averaged = RestorePolicy(weights="average")
-    assert quiet().validate(Noisy(), held_out(), ckpt_path=path, verbose=False, restore=averaged)[0]["val/loss"] == in_fit
+    measured = quiet().validate(Noisy(), held_out(), ckpt_path=path, verbose=False, restore=averaged)
+    assert measured[0]["val/loss"] == in_fit
     assert quiet().validate(Noisy(), held_out(), ckpt_path=path, verbose=False)[0]["val/loss"] != in_fit
     task = Noisy.load_from_checkpoint(path, restore=averaged)
     assert quiet().validate(task, held_out(), verbose=False)[0]["val/loss"] == in_fit
