@@ -54,7 +54,7 @@ class ParityRows:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.known = parity.row_titles()
+        self.known = parity.names()
         self.rows: dict[str, dict[str, str]] = {}
         self.on_gpu: set[str] = set()
 

@@ -199,3 +199,22 @@ def test_a_malformed_list_is_refused_with_its_line(tmp_path: Path, line: str) ->
     path.write_text(f"## TM Task\nTM-01 First\n{line}\n")
     with pytest.raises(ValueError, match=r"rows.txt:3: not a new row"):
         parity.read_groups(path)
+
+
+def test_a_row_about_several_processes_says_whether_it_is_held_there() -> None:
+    group = parity.Group("R", "Reported", {"R1": "One", "R2": "Two", "R3": "Three"}, several={"R1", "R2"})
+    held = {"R1": ["a"], "R2": ["b"], "R2 on several processes": ["c"], "R3": ["d"]}
+    page = parity.render([group], held, [])
+    assert "| R1 | One | held by `a`; on several processes not yet |" in page
+    assert "| R2 | Two | held by `b`; on several processes by `c` |" in page
+    assert "| R3 | Three | held by `d` |" in page
+    assert "| R Reported | 3 | 3 | 0 | 0 |" in page
+
+
+def test_what_is_said_of_several_processes_is_read_from_the_list(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text("## R Reported\nR1 One [several processes]\nR2 Two\n")
+    (group,) = parity.read_groups(path)
+    assert group.rows == {"R1": "One", "R2": "Two"}
+    assert group.several == {"R1"}
+    assert parity.names(path) == {"R1", "R2", "R1 on several processes"}

@@ -19,7 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -30,7 +30,8 @@ PAGE = ROOT / "docs" / "parity.md"
 RESULTS = ROOT / "build" / "test-results.json"
 
 NOT_YET = "not yet"
-ROW_LINE = re.compile(r"(?P<id>[A-Z]{2}-\d{2}|R\d+) (?P<title>\S.*)")
+SEVERAL = "on several processes"
+ROW_LINE = re.compile(r"(?P<id>[A-Z]{2}-\d{2}|R\d+) (?P<title>\S.*?)(?P<several> \[several processes\])?")
 GROUP_LINE = re.compile(r"## (?P<id>[A-Z]{1,2}) (?P<title>\S.*)")
 PAGE_LINE = re.compile(r"\| (?P<id>[A-Z]{2}-\d{2}|R\d+) \| .* \| (?P<status>.*) \|")
 
@@ -51,11 +52,15 @@ class Results(TypedDict):
 
 @dataclass(frozen=True)
 class Group:
-    """A heading of the page with its rows, identifier to title, in their order."""
+    """A heading of the page with its rows, identifier to title, in their order.
+
+    Rows in `several` say something about several processes too, which tests name apart: "R3 on several processes".
+    """
 
     id: str
     title: str
     rows: dict[str, str]
+    several: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, order=True)
@@ -85,6 +90,8 @@ def read_groups(path: Path = ROWS) -> list[Group]:
         elif (row := ROW_LINE.fullmatch(line)) and groups and row["id"] not in seen:
             groups[-1].rows[row["id"]] = row["title"]
             seen.add(row["id"])
+            if row["several"]:
+                groups[-1].several.add(row["id"])
         elif line and not line.startswith("# "):
             raise ValueError(f"{path.name}:{number}: not a new row, a group or a comment: {line!r}")
     return groups
@@ -93,6 +100,12 @@ def read_groups(path: Path = ROWS) -> list[Group]:
 def row_titles(path: Path = ROWS) -> dict[str, str]:
     """Every row's identifier and title."""
     return {row: title for group in read_groups(path) for row, title in group.rows.items()}
+
+
+def names(path: Path = ROWS) -> set[str]:
+    """Everything that a test may name: rows, and those that also speak of several processes with that addition."""
+    groups = read_groups(path)
+    return {*row_titles(path), *(f"{row} {SEVERAL}" for group in groups for row in group.several)}
 
 
 def read_gpu_runs(path: Path = GPU_RUNS) -> list[GpuRun]:
@@ -127,9 +140,21 @@ def holders(results: Results) -> dict[str, list[str]]:
     return held
 
 
-def status(held_by: Sequence[str], gpu_runs: Sequence[GpuRun]) -> str:
-    """The last cell of a row."""
-    parts = ["held by " + ", ".join(f"`{test}`" for test in held_by)] if held_by else []
+def status(held_by: Sequence[str], gpu_runs: Sequence[GpuRun], several: Sequence[str] | None = None) -> str:
+    """The last cell of a row.
+
+    Args:
+        held_by: tests that hold it.
+        gpu_runs: where it was seen on a GPU.
+        several: tests that hold it on several processes; None for a row that says nothing about them.
+    """
+
+    def listed(tests: Sequence[str]) -> str:
+        return ", ".join(f"`{test}`" for test in tests)
+
+    parts = [f"held by {listed(held_by)}"] if held_by else []
+    if several is not None and (held_by or several):
+        parts.append(f"{SEVERAL} by {listed(several)}" if several else f"{SEVERAL} {NOT_YET}")
     parts += [f"runs on a GPU ({run.date}, {run.machine})" for run in gpu_runs]
     return "; ".join(parts) or NOT_YET
 
@@ -146,6 +171,9 @@ def render(groups: Sequence[Group], held: Mapping[str, Sequence[str]], gpu_runs:
         neither = sum(row not in held and row not in on_gpu for row in group.rows)
         return len(group.rows), tested, seen, neither
 
+    def several_of(group: Group, row: str) -> Sequence[str] | None:
+        return held.get(f"{row} {SEVERAL}", ()) if row in group.several else None
+
     lines = [
         "# What is held",
         "",
@@ -153,6 +181,7 @@ def render(groups: Sequence[Group], held: Mapping[str, Sequence[str]], gpu_runs:
         "",
         "Each row is something that users of PyTorch trainers have, or report as broken. A row is *held* when a test",
         "that names it passed in the run that made this page; the test is the place to read what exactly is promised.",
+        "Rows that are about several processes too say apart whether they are held there.",
         "",
         "| Group | Rows | Held | Seen on a GPU | Not yet |",
         "|---|---:|---:|---:|---:|",
@@ -167,7 +196,7 @@ def render(groups: Sequence[Group], held: Mapping[str, Sequence[str]], gpu_runs:
     for group in groups:
         lines += ["", f"## {group.id} {group.title}", "", "| Row | What | Status |", "|---|---|---|"]
         lines += [
-            f"| {row} | {title} | {status(held.get(row, ()), on_gpu.get(row, ()))} |"
+            f"| {row} | {title} | {status(held.get(row, ()), on_gpu.get(row, ()), several_of(group, row))} |"
             for row, title in group.rows.items()
         ]
     return "\n".join(lines) + "\n"
