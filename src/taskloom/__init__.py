@@ -5,8 +5,9 @@ Public names load on first use (PEP 562), so `import taskloom` costs no `import 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from taskloom.core.lazy import on_first_use
 
 __version__ = "0.1.0.dev0"
 
@@ -93,14 +94,7 @@ if TYPE_CHECKING:
     from taskloom.trainer import FitResult as FitResult
     from taskloom.trainer import Trainer as Trainer
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'taskloom' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

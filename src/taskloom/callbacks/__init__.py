@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from taskloom.callbacks.base import Callback
+from taskloom.core.lazy import on_first_use
 
 if TYPE_CHECKING:
     from taskloom.callbacks.accumulation_scheduler import GradientAccumulationScheduler
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 # Loaded on first use: one callback should not cost the imports of all.
 _HOME = {
-    "EMAWeightAveraging": "exponential_moving_average",
-    "EarlyStopping": "early_stopping",
-    "GradientAccumulationScheduler": "accumulation_scheduler",
-    "LambdaCallback": "lambda_callback",
-    "LearningRateMonitor": "learning_rate_monitor",
-    "ModelCheckpoint": "model_checkpoint",
-    "ModelPruning": "model_pruning",
-    "ModelSummary": "model_summary",
-    "OnExceptionCheckpoint": "on_exception_checkpoint",
-    "Preemption": "preemption",
-    "RichModelSummary": "model_summary",
-    "SpikeDetection": "spike_detection",
-    "StochasticWeightAveraging": "stochastic_weight_averaging",
-    "TerminateOnNaN": "terminate_on_nan",
-    "ThroughputMonitor": "throughput",
-    "Timer": "timer",
-    "WeightAveraging": "weight_averaging",
-    "measure_flops": "throughput",
+    "EMAWeightAveraging": "taskloom.callbacks.exponential_moving_average",
+    "EarlyStopping": "taskloom.callbacks.early_stopping",
+    "GradientAccumulationScheduler": "taskloom.callbacks.accumulation_scheduler",
+    "LambdaCallback": "taskloom.callbacks.lambda_callback",
+    "LearningRateMonitor": "taskloom.callbacks.learning_rate_monitor",
+    "ModelCheckpoint": "taskloom.callbacks.model_checkpoint",
+    "ModelPruning": "taskloom.callbacks.model_pruning",
+    "ModelSummary": "taskloom.callbacks.model_summary",
+    "OnExceptionCheckpoint": "taskloom.callbacks.on_exception_checkpoint",
+    "Preemption": "taskloom.callbacks.preemption",
+    "RichModelSummary": "taskloom.callbacks.model_summary",
+    "SpikeDetection": "taskloom.callbacks.spike_detection",
+    "StochasticWeightAveraging": "taskloom.callbacks.stochastic_weight_averaging",
+    "TerminateOnNaN": "taskloom.callbacks.terminate_on_nan",
+    "ThroughputMonitor": "taskloom.callbacks.throughput",
+    "Timer": "taskloom.callbacks.timer",
+    "WeightAveraging": "taskloom.callbacks.weight_averaging",
+    "measure_flops": "taskloom.callbacks.throughput",
 }
 
 __all__ = [
@@ -69,11 +69,4 @@ __all__ = [
     "measure_flops",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'taskloom.callbacks' has no attribute {name!r}")
-    value = getattr(import_module(f"taskloom.callbacks.{home}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOME)

@@ -15,8 +15,9 @@ policies know of what others keep, and `pinned.json`, by which people say what i
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from taskloom.core.lazy import on_first_use
 
 if TYPE_CHECKING:
     from taskloom.checkpoint.difference import Difference, compare_checkpoints
@@ -97,11 +98,4 @@ __all__ = [
     "write_checkpoint",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'taskloom.checkpoint' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOME)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from taskloom.core.lazy import on_first_use
 from taskloom.data.loaders import NamedLoader, feed, named_loaders, suggested_num_workers
 
 if TYPE_CHECKING:
@@ -32,11 +32,4 @@ __all__ = [
     "suggested_num_workers",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'taskloom.data' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOME)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from taskloom.core.lazy import on_first_use
 
 if TYPE_CHECKING:
     from taskloom.report.base import ProgressReporter, epoch_title
@@ -45,11 +46,4 @@ __all__ = [
     "summarize",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'taskloom.report' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOME)
