@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -158,6 +159,9 @@ class Telling(Callback):
         batches = trainer.progress.micro_batches
         print(f"batch {batches}", flush=True)
         if batches == self.killed_at and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+            for thread in threading.enumerate():
+                if thread.name.startswith("saving"):
+                    thread.join()  # so that it is known which checkpoint is there
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_validation_batch_end(self, *_: Any) -> None:
