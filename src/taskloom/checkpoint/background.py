@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from taskloom.core.errors import CheckpointError, explain
@@ -74,6 +75,7 @@ class BackgroundWriter:
         ) from error
 
     def _run(self, save: Callable[[], None], what: str) -> None:
+        time.sleep(0.001)  # a new thread holds the interpreter; give it back to the training that has just started this
         try:
             save()
         except BaseException as error:

@@ -31,6 +31,7 @@ class SnapshotBuffers:
 
     def __init__(self) -> None:
         self._buffers: dict[_Key, Tensor] = {}
+        self._pieces: dict[int, Shard] = {}  # by the identity of their buffers
         self._from_device = False
 
     @property
@@ -63,20 +64,27 @@ class SnapshotBuffers:
             ),
         )
         self._buffers = used
+        held = {id(buffer) for buffer in used.values()}
+        self._pieces = {identity: piece for identity, piece in self._pieces.items() if identity in held}
         if self._from_device:
             torch.cuda.synchronize()  # the copies are complete before anything trains on
         return taken
 
     def release(self) -> None:
         """Give the memory back."""
-        self._buffers = {}
+        self._buffers, self._pieces = {}, {}
 
     def _copies(self, kind: str, shards: Iterable[Shard], used: dict[_Key, Tensor]) -> list[Shard]:
         copied = []
         for shard in shards:
             check_tensor(shard.name, shard.tensor)
             key = (kind, shard.name, tuple(shard.offset), tuple(shard.tensor.shape), shard.tensor.dtype)
-            copied.append(replace(shard, tensor=self._copy(key, shard.tensor, used)))
+            buffer = self._copy(key, shard.tensor, used)
+            piece = self._pieces.get(id(buffer))
+            if piece is None or (piece.global_shape, piece.flat) != (shard.global_shape, shard.flat):
+                piece = replace(shard, tensor=buffer)  # checks itself anew, which costs as much as a small copy
+                self._pieces[id(buffer)] = piece
+            copied.append(piece)
         return copied
 
     def _copy(self, key: _Key, tensor: Tensor, used: dict[_Key, Tensor]) -> Tensor:
